@@ -1,0 +1,1 @@
+"""Carries a plan out, in bounded memory. Decides nothing about what is computed."""
