@@ -1,1 +1,93 @@
-"""paramdelta."""
+"""Merge post-training onto an updated base model: post - base + new_base, out of core and exactly rounded.
+
+import paramdelta
+
+result = paramdelta.merge("Llama-3-8B-Instruct", "Llama-3-8B", "Llama-3.1-8B", "out")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paramdelta.api import MergeResult, inspect, merge, merge_recipe, plan
+    from paramdelta.checkpoint.checkpoint import Checkpoint
+    from paramdelta.engine.pipeline import Progress
+    from paramdelta.errors import (
+        BudgetError,
+        CancelledError,
+        CheckpointError,
+        HeaderError,
+        InputChangedError,
+        MismatchError,
+        NonFiniteError,
+        OutputError,
+        ParamDeltaError,
+        RecipeError,
+        UnsupportedCheckpointError,
+        VerificationError,
+    )
+    from paramdelta.planning.plan import Plan, PlanWarning
+    from paramdelta.planning.recipe import Delta, Recipe
+
+_HOMES = {
+    "paramdelta.api": ("MergeResult", "inspect", "merge", "merge_recipe", "plan"),
+    "paramdelta.checkpoint.checkpoint": ("Checkpoint",),
+    "paramdelta.engine.pipeline": ("Progress",),
+    "paramdelta.errors": (
+        "BudgetError",
+        "CancelledError",
+        "CheckpointError",
+        "HeaderError",
+        "InputChangedError",
+        "MismatchError",
+        "NonFiniteError",
+        "OutputError",
+        "ParamDeltaError",
+        "RecipeError",
+        "UnsupportedCheckpointError",
+        "VerificationError",
+    ),
+    "paramdelta.planning.plan": ("Plan", "PlanWarning"),
+    "paramdelta.planning.recipe": ("Delta", "Recipe"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BudgetError",
+    "CancelledError",
+    "Checkpoint",
+    "CheckpointError",
+    "Delta",
+    "HeaderError",
+    "InputChangedError",
+    "MergeResult",
+    "MismatchError",
+    "NonFiniteError",
+    "OutputError",
+    "ParamDeltaError",
+    "Plan",
+    "PlanWarning",
+    "Progress",
+    "Recipe",
+    "RecipeError",
+    "UnsupportedCheckpointError",
+    "VerificationError",
+    "inspect",
+    "merge",
+    "merge_recipe",
+    "plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import paramdelta` itself costs nothing."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'paramdelta' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -16,13 +16,13 @@ ParamDeltaError                      exit code
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 
 class ParamDeltaError(Exception):
     """Base of all deliberate errors: a message that names the cause and, where known, file, tensor and remedy."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(
         self,

@@ -1,0 +1,5 @@
+"""``python -m paramdelta``."""
+
+from paramdelta.cli import main
+
+main()

@@ -1,0 +1,293 @@
+"""Plan, merge, inspect: a recipe in, a result out. The one place where the parts meet.
+
+What needs numba is imported when a merge begins, so that planning and inspecting start at once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.engine import budget as budgets
+from paramdelta.engine.output import OutputDirectory, free_space, is_complete
+from paramdelta.errors import NonFiniteError, RecipeError
+from paramdelta.planning.plan import ARITHMETIC, Plan, PlanWarning, make_plan, widest_ratio
+from paramdelta.planning.recipe import Recipe
+from paramdelta.planning.units import format_size, parse_size
+from paramdelta.storage import platform
+
+if TYPE_CHECKING:
+    import os
+    import threading
+    from collections.abc import Callable
+
+    from paramdelta.engine.pipeline import Outcome, Progress
+
+IO_CHOICES = ("auto", "mmap", "pread", "direct")
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge did.
+
+    Attributes:
+        output: the directory that holds the result.
+        tensors: number of tensors, and ``shards`` of files that hold them.
+        bytes_read: bytes of tensor data read, and ``bytes_written`` written.
+        seconds: wall-clock time of the whole merge, planning and final sync included.
+        peak_rss_bytes: the most RAM that the process held, as the system reports it.
+        io: the backends that read the inputs, comma-separated.
+        resumed_shards: shards that an earlier run had already finished.
+        nonfinite: new infinities and NaNs by tensor, ``{"infinities": …, "nans": …}``.
+        already_complete: nothing was done, since the output was there already.
+    """
+
+    output: str
+    tensors: int
+    shards: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    peak_rss_bytes: int
+    io: str
+    workers: int
+    window_bytes: int
+    resumed_shards: int
+    nonfinite: dict[str, dict[str, int]]
+    already_complete: bool
+
+
+def inspect(path: str | os.PathLike[str]) -> Checkpoint:
+    """Return what a checkpoint is, from its headers alone.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or not a checkpoint.
+    """
+    return open_checkpoint(path)
+
+
+def plan(
+    post: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    new_base: str | os.PathLike[str],
+    *,
+    alpha: float = 1.0,
+    dtype: str | None = None,
+    shard_size: str | int | None = None,
+) -> Plan:
+    """Return what ``merge`` with the same arguments would do, from headers alone.
+
+    Args:
+        post: path of Θ_post: a directory, an index, or one ``.safetensors`` file.
+        base: path of Θ_base, from which post was trained.
+        new_base: path of Θ'_base.
+        alpha: coefficient of the delta ``post - base``.
+        dtype: float dtype of the output (``bf16``, ``f16``, ``f32``, ``f64``); the new base's own by default.
+        shard_size: most tensor data in one output file (``"5GB"``); the new base's own shards by default.
+
+    Raises:
+        RecipeError: an argument does not parse.
+        CheckpointError: an input is missing, damaged or not supported.
+        MismatchError: the checkpoints do not fit each other; lists all differences at once.
+    """
+    return make_plan(Recipe.of(post, base, new_base, alpha=alpha, dtype=dtype, shard_size=shard_size))
+
+
+def merge(
+    post: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    new_base: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    alpha: float = 1.0,
+    dtype: str | None = None,
+    shard_size: str | int | None = None,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    io: str = "auto",
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> MergeResult:
+    """Write ``new_base + alpha * (post - base)`` to the directory ``output``.
+
+    With ``alpha`` 1 every element is the exact ``post - base + new_base``, rounded once, to nearest, ties to even. See
+    `plan` for the first arguments.
+
+    Args:
+        output: a directory that does not exist, or is empty.
+        memory: most RAM that the whole process may hold (``"512MB"``, or bytes); chosen for the machine by default.
+        workers: number of worker threads; chosen for the machine by default. No byte of the output depends on it.
+        io: how inputs are read: ``auto``, ``mmap``, ``pread`` or ``direct``.
+        overwrite: replace what an earlier merge wrote to ``output``.
+        allow_nonfinite: publish a result in which elements became infinite or NaN.
+        on_progress: called from this thread after every window.
+        cancelled: set it, from any thread, to stop the merge.
+
+    Raises:
+        RecipeError: an argument does not parse.
+        CheckpointError: an input is missing, damaged or not supported.
+        MismatchError: the checkpoints do not fit each other.
+        OutputError: the output exists, is an input, is locked by another run, or cannot be written.
+        InputChangedError: an input changed while it was read.
+        NonFiniteError: the result holds new infinities or NaNs.
+        BudgetError: ``memory`` is below what works.
+        CancelledError: ``cancelled`` was set.
+    """
+    recipe = Recipe.of(post, base, new_base, alpha=alpha, dtype=dtype, shard_size=shard_size)
+    return merge_recipe(
+        recipe,
+        output,
+        memory=memory,
+        workers=workers,
+        io=io,
+        overwrite=overwrite,
+        allow_nonfinite=allow_nonfinite,
+        on_progress=on_progress,
+        cancelled=cancelled,
+    )
+
+
+def merge_recipe(
+    recipe: Recipe,
+    output: str | os.PathLike[str],
+    *,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    io: str = "auto",
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> MergeResult:
+    """Carry out any recipe, with one delta or several. Arguments and errors as `merge`."""
+    started = time.perf_counter()
+    if io not in IO_CHOICES:
+        raise RecipeError(f"io: {io!r} is none of {', '.join(IO_CHOICES)}")
+    if workers is not None and workers < 1:
+        raise RecipeError(f"workers: must be at least 1, not {workers}")
+    most = None if memory is None else parse_size(memory, "memory")
+    path = Path(output)
+    made = make_plan(recipe)
+    if is_complete(path, made) and not overwrite:
+        return _result(path, made, started, already_complete=True)
+    platform.raise_open_file_limit()
+    with OutputDirectory(path, made, overwrite=overwrite) as directory:
+        budget = _budget(made, most, workers)
+        from paramdelta.engine import pipeline
+
+        outcome = pipeline.run(made, budget, io, directory, on_progress, cancelled)
+        if outcome.nonfinite and not allow_nonfinite:
+            raise _nonfinite(outcome)
+        directory.publish(_receipt(made, outcome))
+    return _result(path, made, started, outcome=outcome, budget=budget)
+
+
+def estimate_memory(plan: Plan) -> int:
+    """Return the bytes of RAM that a merge holds by default on this machine."""
+    kernels = 150_000_000  # interpreter, numba and its compiled kernels, as measured
+    used = kernels + _manifest_bytes(plan)
+    return budgets.decide(None, None, _shape(plan), used, used).memory
+
+
+def _manifest_bytes(plan: Plan) -> int:
+    return 2_000 * len(plan.operations)
+
+
+def _budget(plan: Plan, memory: int | None, workers: int | None) -> budgets.Budget:
+    """Return the budget, once everything is in memory whose size is not ours to choose."""
+    from paramdelta.engine import kernels
+
+    kernels.prepare({(tuple(o.dtype for o in op.operands), op.alphas, op.dtype) for op in plan.operations if op.alphas})
+    used = psutil.Process().memory_info().rss
+    return budgets.decide(memory, workers, _shape(plan), used, platform.peak_rss())
+
+
+def _shape(plan: Plan) -> budgets.Shape:
+    return budgets.Shape(*widest_ratio(plan.operations))
+
+
+def _result(
+    path: Path,
+    plan: Plan,
+    started: float,
+    *,
+    outcome: Outcome | None = None,
+    budget: budgets.Budget | None = None,
+    already_complete: bool = False,
+) -> MergeResult:
+    return MergeResult(
+        output=str(path),
+        tensors=len(plan.operations),
+        shards=len(plan.shards),
+        bytes_read=0 if already_complete else plan.bytes_read,
+        bytes_written=0 if already_complete else plan.bytes_written,
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=platform.peak_rss(),
+        io=", ".join(outcome.backends) if outcome else "",
+        workers=budget.workers if budget else 0,
+        window_bytes=budget.window_bytes if budget else 0,
+        resumed_shards=0,
+        nonfinite=_counts(outcome) if outcome else {},
+        already_complete=already_complete,
+    )
+
+
+def _counts(outcome: Outcome) -> dict[str, dict[str, int]]:
+    return {name: {"infinities": n.infinities, "nans": n.nans} for name, n in outcome.nonfinite.items()}
+
+
+def _nonfinite(outcome: Outcome) -> NonFiniteError:
+    shown = [f"  {name}: {n.infinities:,} Inf, {n.nans:,} NaN" for name, n in list(outcome.nonfinite.items())[:10]]
+    more = len(outcome.nonfinite) - len(shown)
+    lines = ["elements became infinite or NaN that no input simply passes on:", *shown]
+    return NonFiniteError(
+        "\n".join([*lines, f"  and {more:,} more tensors"] if more else lines),
+        tensor=next(iter(outcome.nonfinite)),
+        remedy="Nothing was published. Check the inputs, or use --allow-nonfinite to publish such a result.",
+    )
+
+
+def _receipt(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """Return what a finished output says of how it was made; inputs by name, without the user's paths."""
+    files = [{"name": shard.name, "bytes": shard.size} for shard in plan.shards]
+    files += [{"name": car.name, "bytes": car.identity.size} for car in plan.sidecars]
+    if plan.layout.index is not None:
+        from paramdelta.planning.layout import INDEX_FILE
+
+        files.append({"name": INDEX_FILE, "bytes": len(plan.layout.index)})
+    return {
+        "paramdelta": version("paramdelta"),
+        "arithmetic": ARITHMETIC,
+        "fingerprint": plan.fingerprint,
+        "inputs": [{"role": source.role, "name": Path(source.path).name} for source in plan.inputs],
+        "alphas": [delta.alpha for delta in plan.recipe.deltas],
+        "tensors": len(plan.operations),
+        "files": files,
+        "nonfinite": _counts(outcome),
+    }
+
+
+def warnings_for(plan: Plan, output: str | os.PathLike[str] | None = None) -> list[PlanWarning]:
+    """Return the plan's own warnings and those of this machine: too little disk or RAM."""
+    warnings = list(plan.warnings)
+    size = sum(shard.size for shard in plan.shards)
+    free = free_space(Path(output if output is not None else ".").absolute())
+    if free < size:
+        warnings.append(PlanWarning("disk", f"the output takes {format_size(size)}, {format_size(free)} are free"))
+    needed, available = estimate_memory(plan), budgets.available_memory()
+    if available < needed:
+        warnings.append(
+            PlanWarning(
+                "memory",
+                f"the merge holds {format_size(needed)} of RAM, {format_size(available)} are available",
+            )
+        )
+    return warnings

@@ -1,0 +1,217 @@
+"""The commands and their options. What a command needs is imported when it runs: ``--help`` is fast."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from paramdelta.errors import ParamDeltaError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IO_CHOICES = ("auto", "mmap", "pread", "direct")
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the code that the README documents."""
+    commands(prog_name="paramdelta")
+    sys.exit(0)
+
+
+def _output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that every command has, and turn errors into messages and exit codes."""
+
+    @functools.wraps(command)
+    def wrapped(**options: Any) -> None:
+        as_json, debug = options["as_json"], options.pop("debug")
+        try:
+            command(**options)
+        except ParamDeltaError as error:
+            if debug:
+                traceback.print_exc()
+            _fail(error.to_json(), str(error), error.exit_code, as_json=as_json)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            bug = f"this is a bug in paramdelta: {type(error).__name__}: {error}\nRun again with --debug and report it."
+            described = {
+                "code": 1,
+                "type": type(error).__name__,
+                "message": str(error),
+                "file": None,
+                "tensor": None,
+            }
+            _fail({"error": described}, bug, 1, as_json=as_json)
+
+    wrapped = click.option("--debug", is_flag=True, help="Show a traceback with any error.")(wrapped)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")(wrapped)
+
+
+def _fail(described: dict[str, Any], message: str, code: int, *, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps(described))
+    else:
+        click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what to merge."""
+    options = [
+        click.option("--post", required=True, metavar="P", help="The post-trained checkpoint."),
+        click.option("--base", required=True, metavar="B", help="The base that it was trained from."),
+        click.option("--new-base", required=True, metavar="N", help="The updated base that gets the delta."),
+        click.option("--alpha", type=float, default=1.0, show_default=True, help="Coefficient of the delta."),
+        click.option(
+            "--dtype", metavar="DTYPE", help="Output dtype: bf16, f16, f32 or f64.  [default: the new base's]"
+        ),
+        click.option(
+            "--shard-size",
+            metavar="SIZE",
+            help="Most data in one file, like 5GB.  [default: as the new base]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="paramdelta")
+def commands() -> None:
+    """Give an updated base model the post-training of its predecessor: post - base + new_base.
+
+    P, B and N are checkpoints: a directory of .safetensors files, an index, or one file. They may be far larger than
+    RAM. Results go to standard output, progress and messages to standard error.
+    """
+
+
+@commands.command()
+@_recipe_options
+@click.option("-o", "--output", required=True, metavar="OUT", help="Directory to write; must not exist, or be empty.")
+@click.option("--memory", metavar="SIZE", help="Most RAM of the whole process, like 512MB.  [default: chosen]")
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Worker threads.  [default: chosen]")
+@click.option("--io", type=click.Choice(IO_CHOICES), default="auto", show_default=True, help="How inputs are read.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier merge wrote to OUT.")
+@click.option("--allow-nonfinite", is_flag=True, help="Publish a result in which elements became infinite or NaN.")
+@click.option("--quiet", is_flag=True, help="No progress, no warnings.")
+@_output_options
+def merge(
+    *,
+    post: str,
+    base: str,
+    new_base: str,
+    alpha: float,
+    dtype: str | None,
+    shard_size: str | None,
+    output: str,
+    memory: str | None,
+    workers: int | None,
+    io: str,
+    overwrite: bool,
+    allow_nonfinite: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Write new_base + alpha * (post - base) to OUT.
+
+    With alpha 1 every element is the exact result, rounded once.
+
+    Exit codes: 0 done, or already done; 2 usage; 3 an input is missing, damaged or not supported; 4 the checkpoints do
+    not fit each other; 5 the output cannot be written; 6 an input changed; 8 non-finite results; 9 the memory budget is
+    too small; 130 or 143 stopped by Ctrl-C or SIGTERM; 1 a bug.
+    """
+    from paramdelta import api
+    from paramdelta.cli import display
+    from paramdelta.cli.signals import cancel_on_signals
+
+    with cancel_on_signals() as cancelled:
+        result = display.merge_with_progress(
+            lambda on_progress: api.merge(
+                post,
+                base,
+                new_base,
+                output,
+                alpha=alpha,
+                dtype=dtype,
+                shard_size=shard_size,
+                memory=memory,
+                workers=workers,
+                io=io,
+                overwrite=overwrite,
+                allow_nonfinite=allow_nonfinite,
+                on_progress=on_progress,
+                cancelled=cancelled,
+            ),
+            quiet=quiet,
+        )
+    if as_json:
+        click.echo(json.dumps(display.merge_json(result)))
+    else:
+        click.echo(display.merge_line(result))
+
+
+@commands.command()
+@_recipe_options
+@click.option("-o", "--output", metavar="OUT", help="Where the output would go: its disk is looked at.")
+@_output_options
+def plan(
+    *,
+    post: str,
+    base: str,
+    new_base: str,
+    alpha: float,
+    dtype: str | None,
+    shard_size: str | None,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """Say what a merge would do, from headers alone: operations, sizes, RAM, disk."""
+    from paramdelta import api
+    from paramdelta.cli import display
+
+    made = api.plan(post, base, new_base, alpha=alpha, dtype=dtype, shard_size=shard_size)
+    warnings = api.warnings_for(made, output)
+    memory = api.estimate_memory(made)
+    if as_json:
+        described = made.to_json() | {"memory_bytes": memory, "warnings": [w._asdict() for w in warnings]}
+        click.echo(json.dumps(described))
+    else:
+        display.show_plan(made, memory, warnings)
+
+
+@commands.command()
+@click.argument("checkpoint")
+@_output_options
+def inspect(*, checkpoint: str, as_json: bool) -> None:
+    """Say what is in CHECKPOINT, from its headers alone."""
+    from paramdelta import api
+    from paramdelta.cli import display
+
+    opened = api.inspect(checkpoint)
+    if as_json:
+        click.echo(json.dumps(display.checkpoint_json(opened)))
+    else:
+        display.show_checkpoint(opened)
+
+
+@commands.command()
+@click.option("-o", "--output", metavar="DIR", help="Keep the triple and the result there.  [default: a temporary one]")
+@_output_options
+def demo(*, output: str | None, as_json: bool) -> None:
+    """Make a small Llama-shaped triple, merge it, and check every element of the result."""
+    from paramdelta import demo as demonstration
+    from paramdelta.cli import display
+
+    result = demonstration.run(output, say=None if as_json else lambda line: click.echo(line, err=True))
+    if as_json:
+        click.echo(json.dumps(display.merge_json(result.merge) | {"elements_checked": result.elements}))
+    else:
+        click.echo(display.merge_line(result.merge))
+        click.echo(f"checked {result.elements:,} elements against exact arithmetic: all equal, bit for bit")

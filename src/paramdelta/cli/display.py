@@ -1,0 +1,201 @@
+"""What people see: progress, tables, one line of result. Control characters from files never reach the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from paramdelta.planning.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from paramdelta.api import MergeResult
+    from paramdelta.checkpoint.checkpoint import Checkpoint
+    from paramdelta.engine.pipeline import Progress
+    from paramdelta.planning.plan import Plan, PlanWarning
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def merge_with_progress(
+    merge: Callable[[Callable[[Progress], None] | None], MergeResult], *, quiet: bool
+) -> MergeResult:
+    """Run a merge under a progress bar on a terminal, under plain lines elsewhere, under nothing where ``quiet``."""
+    if quiet:
+        return merge(None)
+    if not sys.stderr.isatty():
+        return merge(_Lines())
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("merging"),
+        BarColumn(),
+        TaskProgressColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[shards]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, shards="")
+
+        def show(progress: Progress) -> None:
+            shards = f"{progress.shards_done}/{progress.shards} shards"
+            bar.update(task, completed=progress.done, total=progress.total, shards=shards)
+
+        return merge(show)
+
+
+class _Lines:
+    """Progress as a line every few seconds, for logs."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        rate = progress.done / (now - self._started)
+        left = (progress.total - progress.done) / rate
+        print(
+            f"merging: {progress.done / progress.total:.0%},"
+            f" {format_size(progress.done)} of {format_size(progress.total)} written,"
+            f" {format_size(rate)}/s, {_duration(left)} left,"
+            f" {progress.shards_done}/{progress.shards} shards",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def merge_line(result: MergeResult) -> str:
+    """Return the result of a merge in a sentence."""
+    if result.already_complete:
+        return f"{result.output} already holds this merge: nothing to do"
+    moved = result.bytes_read + result.bytes_written
+    lines = [
+        f"{result.output}: {result.tensors:,} tensors, {format_size(result.bytes_written)}"
+        f" in {result.shards} {'file' if result.shards == 1 else 'files'},"
+        f" {result.seconds:.1f} s ({format_size(moved / result.seconds)}/s read and written),"
+        f" peak RAM {format_size(result.peak_rss_bytes)}"
+    ]
+    lines += [
+        f"warning: {name}: {counts['infinities']:,} new infinities, {counts['nans']:,} new NaNs"
+        for name, counts in result.nonfinite.items()
+    ]
+    return "\n".join(lines)
+
+
+def merge_json(result: MergeResult) -> dict[str, Any]:
+    """Return the result of a merge as scripts read it."""
+    return asdict(result)
+
+
+def show_plan(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> None:
+    """Print what a merge would do."""
+    from rich.table import Table
+
+    table = Table(title=None, box=None, pad_edge=False)
+    for column, justify in (
+        ("output", "left"),
+        ("tensors", "right"),
+        ("size", "right"),
+        ("operations", "left"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for shard in plan.shards:
+        ops = Counter(plan.operations[place].op for place in shard.operations)
+        described = ", ".join(f"{count} {op}" for op, count in ops.items())
+        table.add_row(_plain(shard.name), f"{len(shard.begins):,}", format_size(shard.data_bytes), described)
+    console = _console()
+    console.print(table)
+    for car in plan.sidecars:
+        console.print(f"{car.name} from {car.donor}", highlight=False)
+    console.print(
+        f"{len(plan.operations):,} tensors; reads {format_size(plan.bytes_read)},"
+        f" writes {format_size(plan.bytes_written)}, holds {format_size(memory)} of RAM",
+        highlight=False,
+    )
+    for warning in warnings:
+        print(f"warning: {warning.message} ({warning.code})", file=sys.stderr)
+
+
+def show_checkpoint(checkpoint: Checkpoint) -> None:
+    """Print what is in a checkpoint."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("tensor", overflow="fold")
+    table.add_column("dtype")
+    table.add_column("shape")
+    table.add_column("size", justify="right")
+    table.add_column("file", overflow="fold")
+    for name, ref in checkpoint.tensors.items():
+        shape = " × ".join(str(length) for length in ref.shape) or "scalar"
+        table.add_row(
+            _plain(name), ref.dtype, shape, format_size(ref.nbytes), _plain(checkpoint.shards[ref.shard].name)
+        )
+    console = _console()
+    console.print(table)
+    dtypes = Counter(ref.dtype for ref in checkpoint.tensors.values())
+    total = sum(ref.nbytes for ref in checkpoint.tensors.values())
+    console.print(
+        f"{len(checkpoint.tensors):,} tensors ({', '.join(f'{n:,} {d}' for d, n in dtypes.items())}),"
+        f" {format_size(total)} in {len(checkpoint.shards)} {'file' if len(checkpoint.shards) == 1 else 'files'}",
+        highlight=False,
+    )
+
+
+def checkpoint_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what is in a checkpoint as scripts read it."""
+    return {
+        "path": str(checkpoint.path),
+        "index": checkpoint.index,
+        "shards": [{"name": s.name, "bytes": s.identity.size, "metadata": dict(s.metadata)} for s in checkpoint.shards],
+        "tensors": [
+            {
+                "name": name,
+                "dtype": ref.dtype,
+                "shape": list(ref.shape),
+                "bytes": ref.nbytes,
+                "shard": checkpoint.shards[ref.shard].name,
+                "offset": ref.offset,
+            }
+            for name, ref in checkpoint.tensors.items()
+        ],
+        "bytes": sum(ref.nbytes for ref in checkpoint.tensors.values()),
+        "config": checkpoint.config,
+    }
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _plain(name: str) -> Any:
+    """Return a name from a file as text that carries neither markup nor control characters."""
+    from rich.text import Text
+
+    return Text(name if name.isprintable() else ascii(name))

@@ -1,0 +1,158 @@
+"""How much RAM a run may hold, and what it does with it: how many workers, and how large a window."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+from paramdelta.errors import BudgetError
+from paramdelta.planning.units import format_size
+from paramdelta.storage.platform import ALIGNMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT_MEMORY: Final = 400_000_000
+LARGEST_WINDOW: Final = 8 << 20
+COMFORTABLE_WINDOW: Final = 1 << 20
+SMALLEST_WINDOW: Final = 64 << 10
+RESERVE: Final = 16_000_000
+"""Bytes left for what is not a buffer: thread stacks, the allocator's slack, progress display."""
+
+_CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
+_PROCESS_CGROUPS: Final = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a plan asks of a worker's memory, whatever the size of its tensors.
+
+    Attributes:
+        operands: most source tensors of any operation.
+        bytes_per_byte: most input bytes for one output byte, rounded up.
+    """
+
+    operands: int
+    bytes_per_byte: int
+
+    def arena(self, window: int) -> int:
+        """Return the bytes that the inputs of one window take, aligned over-reads included."""
+        return self.bytes_per_byte * (window + 2 * ALIGNMENT) + self.operands * 3 * ALIGNMENT
+
+    def worker(self, window: int) -> int:
+        """Return the bytes that one worker takes: inputs, and the window with a page of slack on either side."""
+        return self.arena(window) + window + 2 * ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How a plan is carried out on this machine; no byte of the output depends on it.
+
+    Attributes:
+        memory: most bytes of RSS of the whole process.
+        window_bytes: bytes of output in one window; a multiple of 4096.
+        arena_bytes: bytes of input buffer that each worker has.
+    """
+
+    memory: int
+    workers: int
+    window_bytes: int
+    arena_bytes: int
+
+
+def decide(memory: int | None, workers: int | None, shape: Shape, used: int, peak: int) -> Budget:
+    """Return the budget of a run.
+
+    Args:
+        memory: most bytes of RSS, or None for the default: the least of `DEFAULT_MEMORY` and a quarter of what is
+            available, but never less than what works.
+        workers: number of worker threads, or None to choose.
+        shape: what the plan asks of a worker.
+        used: bytes of RSS that the process holds already: interpreter, kernels, plan.
+        peak: the most it has held so far.
+
+    Raises:
+        BudgetError: the memory is too small; the message names the least that works.
+    """
+    least = max(peak, used + RESERVE + (workers or 1) * shape.worker(SMALLEST_WINDOW))
+    if memory is None:
+        memory = max(least, min(DEFAULT_MEMORY, available_memory() // 4))
+    if memory < least:
+        raise BudgetError(
+            f"a memory budget of {format_size(memory)} is too small: the least that works here is"
+            f" {-(-least // 1_000_000)} MB",
+            remedy=f"Use --memory {-(-least // 1_000_000)}MB or more."
+            + (f" Fewer than {workers} workers need less." if workers and workers > 1 else ""),
+        )
+    free = memory - used - RESERVE
+    chosen = workers or default_workers()
+    while workers is None and chosen > 1 and chosen * shape.worker(COMFORTABLE_WINDOW) > free:
+        chosen -= 1
+    window = LARGEST_WINDOW
+    while window > SMALLEST_WINDOW and chosen * shape.worker(window) > free:
+        window //= 2
+    return Budget(memory, chosen, window, shape.arena(window))
+
+
+def default_workers() -> int:
+    """Return how many workers keep processors and disk busy: reading, computing and writing overlap between them."""
+    return max(4, min(8, 2 * usable_processors()))
+
+
+def usable_processors() -> int:
+    """Return the number of processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Return the bytes of RAM to be had: the least of the system's view and every memory cgroup on the path."""
+    return min([int(psutil.virtual_memory().available), *_cgroup_room()])
+
+
+def _cgroup_room() -> Iterator[int]:
+    """Yield, for each memory cgroup from this process's own up to the root, its limit less what cannot be reclaimed."""
+    try:
+        lines = _PROCESS_CGROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        hierarchy, controllers, path = line.split(":", 2)
+        if hierarchy == "0":
+            yield from _rooms(_CGROUP_ROOT, path, "memory.max", "memory.current", "")
+        elif "memory" in controllers.split(","):
+            root = _CGROUP_ROOT / "memory"
+            yield from _rooms(root, path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+
+
+def _rooms(root: Path, path: str, limit_file: str, usage_file: str, prefix: str) -> Iterator[int]:
+    group = root / path.lstrip("/")
+    if not group.is_dir():  # inside a container the path is the host's; the mount shows the container's own group
+        group = root
+    while True:
+        limit, usage = _number(group / limit_file), _number(group / usage_file)
+        if limit is not None and usage is not None:
+            yield max(0, limit - usage + _reclaimable(group / "memory.stat", prefix))
+        if group == root:
+            return
+        group = group.parent
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # no such limit, or "max"
+        return None
+
+
+def _reclaimable(file: Path, prefix: str) -> int:
+    try:
+        stat = dict(line.split() for line in file.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(stat.get(f"{prefix}inactive_file", 0)) + int(stat.get(f"{prefix}active_file", 0))

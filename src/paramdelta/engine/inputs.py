@@ -1,0 +1,97 @@
+"""The input files of a plan, opened when first needed, closed when no later shard needs them, watched for change."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paramdelta.checkpoint.checkpoint import FileIdentity
+from paramdelta.errors import InputChangedError
+from paramdelta.storage.source import Source, open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from paramdelta.planning.layout import OutputShard
+    from paramdelta.planning.plan import InputFile, Plan
+
+
+class Inputs:
+    """The open input files of a run. `source` may be called from several threads at once."""
+
+    def __init__(self, files: Sequence[InputFile], io: str) -> None:
+        self._files = files
+        self._io = io
+        self._open: dict[int, Source] = {}
+        self._lock = threading.Lock()
+        self.backends: set[str] = set()
+
+    def source(self, place: int) -> Source:
+        """Return the input file at ``place`` in the plan.
+
+        Raises:
+            InputChangedError: it is not the file that was planned with.
+            CheckpointError: it cannot be opened.
+        """
+        source = self._open.get(place)
+        if source is not None:
+            return source
+        with self._lock:
+            if place not in self._open:
+                check_identity(self._files[place])
+                file = self._files[place]
+                self._open[place] = open_source(file.path, file.identity.size, self._io)
+                self.backends.add(self._open[place].backend)
+            return self._open[place]
+
+    def room(self, place: int, size: int) -> int:
+        """Return how many bytes of buffer a range of ``size`` bytes of a file takes."""
+        return self.source(place).room(size)
+
+    def close(self, places: Iterable[int] | None = None) -> None:
+        """Close the files at ``places``, or all. No window that reads them may be under way."""
+        with self._lock:
+            for place in list(self._open) if places is None else places:
+                source = self._open.pop(place, None)
+                if source is not None:
+                    source.close()
+
+
+def check_identity(file: InputFile) -> None:
+    """Check that a file is still the one that was planned with.
+
+    Raises:
+        InputChangedError: it is another file, or has another size or time of change.
+    """
+    try:
+        identity = FileIdentity.of(Path(file.path).stat())
+    except OSError as error:
+        raise InputChangedError(f"cannot be found any more: {error.strerror}", file=file.path) from error
+    if identity != file.identity:
+        changes = [
+            f"{field} {getattr(file.identity, field)} → {getattr(identity, field)}"
+            for field in ("dev", "ino", "size", "mtime_ns")
+            if getattr(identity, field) != getattr(file.identity, field)
+        ]
+        raise InputChangedError(
+            f"changed since the merge was planned ({', '.join(changes)})",
+            file=file.path,
+            remedy="Leave the inputs alone while a merge runs, then start again.",
+        )
+
+
+def last_uses(plan: Plan) -> list[list[int]]:
+    """Return, for each output shard, the input files that no later shard reads."""
+    last: dict[int, int] = {}
+    for number, shard in enumerate(plan.shards):
+        last.update(dict.fromkeys(files_of(plan, shard), number))
+    ended: list[list[int]] = [[] for _ in plan.shards]
+    for file, number in last.items():
+        ended[number].append(file)
+    return ended
+
+
+def files_of(plan: Plan, shard: OutputShard) -> set[int]:
+    """Return the places of the input files that an output shard is made from."""
+    return {operand.file for place in shard.operations for operand in plan.operations[place].operands}

@@ -1,0 +1,103 @@
+"""The arithmetic's front door: which compiled loop fuses which dtypes, called with raw addresses.
+
+Two kinds of sum. With one delta and a coefficient of 1 the output is the real number post - base + new base, rounded
+once. Otherwise it is accumulated in f64, in the order given, and rounded once more to the output dtype. In both, where
+all dtypes agree, bits are copied rather than computed where nothing was added: where every post has its base's bits the
+output has the new base's, and with one delta of coefficient 1, where new base and base agree, it has post's.
+Elsewhere an exact zero is +0 and a NaN is the canonical quiet one, so that every machine gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paramdelta.engine import arithmetic, shortcuts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
+
+    Kernel = Callable[[NDArray[np.uint64], int, int, int, NDArray[np.int64]], None]
+
+_FORMATS = {"BF16": (7, 8), "F16": (10, 5), "F32": (23, 8), "F64": (52, 11)}
+"""Bits of the fraction and of the exponent."""
+
+_SHORTCUTS = {"BF16": shortcuts.skim_bf16, "F16": shortcuts.skim_f16, "F32": shortcuts.skim_f32}
+"""For one dtype throughout."""
+
+_STRETCH = 16 * arithmetic.BLOCK
+"""Elements done in full where a shortcut stops: enough to hide the calls, too few to matter where it happens once."""
+
+MERGEABLE: tuple[str, ...] = tuple(_FORMATS)
+"""The safetensors dtypes that can be added, in any mix."""
+
+
+def fuse(
+    addresses: NDArray[np.uint64],
+    dtypes: tuple[str, ...],
+    alphas: tuple[float, ...],
+    out_address: int,
+    out_dtype: str,
+    count: int,
+    counters: NDArray[np.int64],
+) -> None:
+    """Write new base + sum of alpha (post - base) over ``count`` elements, releasing the GIL.
+
+    Args:
+        addresses: shape (2k + 1,), contiguous: where new base, post 1, base 1, post 2, base 2, … start, at any
+            alignment. Memory behind them is read unchecked.
+        dtypes: their safetensors dtypes, in the same order.
+        alphas: the k coefficients.
+        out_address: where the output starts, at any alignment; it must not overlap an operand.
+        out_dtype: the output's safetensors dtype.
+        count: elements.
+        counters: shape (2,): the numbers of infinities and of NaNs that were computed, not copied, are added.
+
+    Raises:
+        ValueError: a dtype is not in `MERGEABLE`, or the lengths do not fit each other.
+    """
+    _kernel(dtypes, alphas, out_dtype)(addresses, int(out_address), 0, int(count), counters)
+
+
+def prepare(combinations: Iterable[tuple[tuple[str, ...], tuple[float, ...], str]]) -> None:
+    """Compile, or load, what `fuse` needs for these (dtypes, alphas, out_dtype), so that no later call waits for it."""
+    for dtypes, alphas, out_dtype in combinations:
+        nowhere = np.zeros(len(dtypes), np.uint64)
+        kernel = _kernel(dtypes, alphas, out_dtype)
+        kernel(nowhere, 0, 0, 0, np.zeros(2, np.int64))
+        if alphas == (1.0,):  # a shortcut may need it
+            arithmetic.fuse_exact(np.zeros((4, 2), np.int64), nowhere, 0, 0, 0, np.zeros(2, np.int64))
+
+
+@lru_cache(maxsize=1024)
+def _kernel(dtypes: tuple[str, ...], alphas: tuple[float, ...], out_dtype: str) -> Kernel:
+    if not set(dtypes) | {out_dtype} <= set(MERGEABLE):
+        raise ValueError(f"cannot add {', '.join(dtypes)} to {out_dtype}: only {', '.join(MERGEABLE)} can be added")
+    if not alphas or len(dtypes) != 2 * len(alphas) + 1:
+        raise ValueError(f"{len(alphas)} coefficients do not fit {len(dtypes)} operands")
+    formats = np.array([_FORMATS[dtype] for dtype in (*dtypes, out_dtype)], np.int64)
+    if alphas != (1.0,):
+        return partial(arithmetic.fuse_weighted, formats, np.array(alphas, np.float64))
+    if set(dtypes) == {out_dtype} and out_dtype in _SHORTCUTS:
+        return partial(_fuse_alike, _SHORTCUTS[out_dtype], formats)
+    return partial(arithmetic.fuse_exact, formats)
+
+
+def _fuse_alike(
+    skim: Callable[[NDArray[np.uint64], int, int, int], int],
+    formats: NDArray[np.int64],
+    addresses: NDArray[np.uint64],
+    out: int,
+    begin: int,
+    end: int,
+    counters: NDArray[np.int64],
+) -> None:
+    """Take the shortcut as far as it goes, a stretch in full, the shortcut again."""
+    while (begin := skim(addresses, out, begin, end)) < end:
+        stop = min(begin + _STRETCH, end)
+        arithmetic.fuse_exact(formats, addresses, out, begin, stop, counters)
+        begin = stop

@@ -1,0 +1,293 @@
+"""Windows through workers: read, fuse, write, each in its place, in any order, within the budget.
+
+Every worker takes the next window, reads what it needs, computes it and writes it, in buffers of its own that last for
+the whole run; reading, computing and writing overlap because there are more workers than processors. The calling
+thread hands out progress, finishes shards, and is where Ctrl-C arrives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+from paramdelta.engine import kernels
+from paramdelta.engine.inputs import Inputs, check_identity, files_of, last_uses
+from paramdelta.engine.windows import Batch, Step, Window, batches, cut, segments
+from paramdelta.errors import CancelledError
+from paramdelta.storage.memory import Buffer
+from paramdelta.storage.platform import ALIGNMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from paramdelta.engine.budget import Budget
+    from paramdelta.planning.layout import OutputShard
+    from paramdelta.planning.plan import Plan
+    from paramdelta.storage.sink import Sink
+
+_POLL_SECONDS: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: bytes of output written, of how many, and the shards that are complete."""
+
+    done: int
+    total: int
+    shards_done: int
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class NonFinite:
+    """How many elements of a tensor became infinite or NaN although no law copied them."""
+
+    infinities: int
+    nans: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run found out: tensors with new non-finite values, and the backends that read the inputs."""
+
+    nonfinite: dict[str, NonFinite]
+    backends: tuple[str, ...]
+
+
+class Target(Protocol):
+    """Where the shards go."""
+
+    def create(self, shard: OutputShard) -> Sink:
+        """Return a sink for a shard."""
+
+    def completed(self, shard: OutputShard) -> None:
+        """Take note that a shard lies on stable storage."""
+
+
+def run(
+    plan: Plan,
+    budget: Budget,
+    io: str,
+    target: Target,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> Outcome:
+    """Carry a plan out.
+
+    Args:
+        io: ``auto``, ``mmap``, ``pread`` or ``direct``.
+        target: where the shards go.
+        on_progress: called from this thread, after every window.
+        cancelled: set it, from any thread, to stop the run.
+
+    Raises:
+        InputChangedError: an input is not what it was when the plan was made.
+        CheckpointError: an input cannot be read.
+        OutputError: the output cannot be written.
+        CancelledError: the run was cancelled.
+    """
+    inputs = Inputs(plan.files, io)
+    feed = _Feed(plan, budget, target)
+    events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+    workers = [_Worker(number, plan, budget, inputs, feed, events) for number in range(budget.workers)]
+    completion = _Completion(plan, inputs, feed, target)
+    try:
+        for worker in workers:
+            worker.start()
+        for window in _finished_windows(events, len(workers), cancelled):
+            completion.add(window)
+            if on_progress is not None:
+                on_progress(completion.progress)
+    finally:
+        feed.stop()
+        for worker in workers:
+            worker.join()
+        feed.abandon()
+        inputs.close()
+    return Outcome(_sum_up(plan, workers), tuple(sorted(inputs.backends)))
+
+
+_Event = Window | BaseException | None  # a window that is written, what ended a worker, or its quiet end
+
+
+def _finished_windows(
+    events: queue.SimpleQueue[_Event], running: int, cancelled: threading.Event | None
+) -> Iterator[Window]:
+    """Yield windows as they are written, until the last worker has ended; raise what went wrong in any of them."""
+    while running:
+        if cancelled is not None and cancelled.is_set():
+            raise CancelledError("stopped on request")
+        try:
+            event = events.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            continue
+        if event is None:
+            running -= 1
+        elif isinstance(event, BaseException):
+            raise event
+        else:
+            yield event
+
+
+class _Completion:
+    """Counts what is written; finishes each shard after its last window, and closes inputs that are no longer read."""
+
+    def __init__(self, plan: Plan, inputs: Inputs, feed: _Feed, target: Target) -> None:
+        self._plan, self._inputs, self._feed, self._target = plan, inputs, feed, target
+        self._missing = [shard.size for shard in plan.shards]
+        self._ended_files = last_uses(plan)
+        self._complete_up_to = 0
+        self.progress = Progress(0, sum(self._missing), 0, len(self._missing))
+
+    def add(self, window: Window) -> None:
+        """Take note of a written window. Raises as `run`."""
+        size = window.end - window.begin
+        self._missing[window.shard] -= size
+        shards_done = self.progress.shards_done
+        if self._missing[window.shard] == 0:
+            self._finish(window.shard)
+            shards_done += 1
+        self.progress = replace(self.progress, done=self.progress.done + size, shards_done=shards_done)
+
+    def _finish(self, number: int) -> None:
+        shard = self._plan.shards[number]
+        self._feed.take_sink(number).finish()
+        for place in files_of(self._plan, shard):
+            check_identity(self._plan.files[place])
+        self._target.completed(shard)
+        while self._complete_up_to < len(self._missing) and self._missing[self._complete_up_to] == 0:
+            self._inputs.close(self._ended_files[self._complete_up_to])
+            self._complete_up_to += 1
+
+
+class _Feed:
+    """Hands out windows in order, to any thread; opens each shard's sink with its first window."""
+
+    def __init__(self, plan: Plan, budget: Budget, target: Target) -> None:
+        self._lock = threading.Lock()
+        self._windows = self._all_windows(plan, budget, target)
+        self._sinks: dict[int, Sink] = {}
+        self._stopped = False
+
+    def _all_windows(self, plan: Plan, budget: Budget, target: Target) -> Iterator[tuple[Window, Sink]]:
+        for number, shard in enumerate(plan.shards):
+            sink = self._sinks[number] = target.create(shard)
+            for window in cut(number, shard.size, budget.window_bytes):
+                yield window, sink
+
+    def next(self) -> tuple[Window, Sink] | None:
+        with self._lock:
+            return None if self._stopped else next(self._windows, None)
+
+    def take_sink(self, shard: int) -> Sink:
+        with self._lock:
+            return self._sinks.pop(shard)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+
+    def abandon(self) -> None:
+        """Close the sinks of unfinished shards. No worker may be running."""
+        for sink in self._sinks.values():
+            sink.abandon()
+        self._sinks.clear()
+
+
+class _Worker(threading.Thread):
+    """Takes windows until there are none: reads, computes and writes each in buffers of its own."""
+
+    def __init__(
+        self,
+        number: int,
+        plan: Plan,
+        budget: Budget,
+        inputs: Inputs,
+        feed: _Feed,
+        events: queue.SimpleQueue[_Event],
+    ) -> None:
+        super().__init__(name=f"paramdelta-{number}")
+        self._plan, self._inputs, self._feed, self._events = plan, inputs, feed, events
+        self._arena = Buffer(budget.arena_bytes)
+        self._output = Buffer(budget.window_bytes + 2 * ALIGNMENT)  # slack for elements that a boundary cuts
+        self._counters = np.zeros(2, dtype=np.int64)
+        self._uncounted = np.zeros(2, dtype=np.int64)
+        self.nonfinite: dict[int, NDArray[np.int64]] = {}
+
+    def run(self) -> None:
+        """Work until there are no windows left."""
+        try:
+            while (task := self._feed.next()) is not None:
+                window, sink = task
+                self._fill(window)
+                length = -(-(window.end - window.begin) // ALIGNMENT) * ALIGNMENT
+                sink.write(window.begin, self._output.view[ALIGNMENT : ALIGNMENT + length])
+                self._events.put(window)
+        except BaseException as error:  # whatever it is, the calling thread raises it
+            self._events.put(error)
+        else:
+            self._events.put(None)
+
+    def _fill(self, window: Window) -> None:
+        """Compute a window into the output buffer."""
+        shard, operations = self._plan.shards[window.shard], self._plan.operations
+        header = shard.header[window.begin : window.end]
+        self._output.view[ALIGNMENT : ALIGNMENT + len(header)] = header
+        found = segments(window, shard, operations)
+        for batch in batches(found, operations, self._inputs.room, self._arena.size):
+            addresses = self._borrow(batch)
+            for step in batch.steps:
+                self._compute(step, addresses)
+            for extent in batch.extents:
+                self._inputs.source(extent.file).give_back(extent.offset, extent.size)
+
+    def _borrow(self, batch: Batch) -> list[int]:
+        addresses = []
+        filled = 0
+        for extent in batch.extents:
+            source = self._inputs.source(extent.file)
+            room = source.room(extent.size)
+            memory = self._arena.view[filled : filled + room]
+            addresses.append(source.borrow(extent.offset, extent.size, memory))
+            filled += room
+        return addresses
+
+    def _compute(self, step: Step, addresses: list[int]) -> None:
+        segment = step.segment
+        operation = self._plan.operations[segment.operation]
+        sources = [addresses[extent] + begin for extent, begin in step.operands]
+        output = self._output.address + ALIGNMENT + segment.position
+        if operation.op == "copy":
+            ctypes.memmove(output, sources[0], segment.elements * operation.itemsize)
+            return
+        counters = self._counters if segment.counted else self._uncounted
+        kernels.fuse(
+            np.array(sources, dtype=np.uint64),
+            tuple(operand.dtype for operand in operation.operands),
+            operation.alphas,
+            output,
+            operation.dtype,
+            segment.elements,
+            counters,
+        )
+        if self._counters.any():
+            self.nonfinite[segment.operation] = self.nonfinite.get(segment.operation, 0) + self._counters
+            self._counters = np.zeros(2, dtype=np.int64)
+
+
+def _sum_up(plan: Plan, workers: Sequence[_Worker]) -> dict[str, NonFinite]:
+    totals: dict[int, NDArray[np.int64]] = {}
+    for worker in workers:
+        for place, counts in worker.nonfinite.items():
+            totals[place] = totals.get(place, 0) + counts
+    return {
+        plan.operations[place].name: NonFinite(int(counts[0]), int(counts[1]))
+        for place, counts in sorted(totals.items())
+    }

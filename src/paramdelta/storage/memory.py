@@ -1,0 +1,25 @@
+"""Page-aligned memory whose address is known: where windows are read to, computed in and written from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from paramdelta.storage import platform
+
+
+class Buffer:
+    """``size`` bytes of page-aligned memory, allocated once and used again for every window.
+
+    First touches of fresh pages are slow, so a worker holds on to its buffers for the whole run.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = platform.allocate(size)
+        self.size = size
+        self.view = memoryview(self._memory)[:size]
+        self.address = address_of(self.view)
+
+
+def address_of(memory: memoryview) -> int:
+    """Return the address of a buffer's first byte. The caller keeps the buffer alive while the address is in use."""
+    return int(np.frombuffer(memory, dtype=np.uint8).ctypes.data)
