@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.checkpoint.wording import clipped, printable
 from paramdelta.engine import budget as budgets
 from paramdelta.engine.output import OutputDirectory, free_space, is_complete
 from paramdelta.errors import NonFiniteError, RecipeError
@@ -245,7 +246,10 @@ def _counts(outcome: Outcome) -> dict[str, dict[str, int]]:
 
 
 def _nonfinite(outcome: Outcome) -> NonFiniteError:
-    shown = [f"  {name}: {n.infinities:,} Inf, {n.nans:,} NaN" for name, n in list(outcome.nonfinite.items())[:10]]
+    shown = [
+        f"  {printable(clipped(name))}: {n.infinities:,} Inf, {n.nans:,} NaN"
+        for name, n in list(outcome.nonfinite.items())[:10]
+    ]
     more = len(outcome.nonfinite) - len(shown)
     lines = ["elements became infinite or NaN that no input simply passes on:", *shown]
     return NonFiniteError(

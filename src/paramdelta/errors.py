@@ -40,7 +40,8 @@ class ParamDeltaError(Exception):
 
     def __str__(self) -> str:
         where = f"{self.file}: " if self.file and self.file not in self.message else ""
-        which = f" (tensor {self.tensor!r})" if self.tensor and self.tensor not in self.message else ""
+        named = self.tensor is None or repr(self.tensor) in self.message or "\n" in self.message
+        which = "" if named else f" (tensor {self.tensor!r})"
         advice = f"\n{self.remedy}" if self.remedy else ""
         return f"{where}{self.message}{which}{advice}"
 

@@ -32,7 +32,7 @@ MAX_CONFIG_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells whether a file is still the same: device, inode, size in bytes, time of change in ns."""
+    """What tells whether a file is still the same: device, inode, size in bytes, modification time in ns."""
 
     dev: int
     ino: int
@@ -76,8 +76,7 @@ class Checkpoint:
 
     `path` is what the user named, `root` the directory that holds the shards and the sidecars. `index` is
     the name of the index file, None for a single file. Shards are sorted by name; `tensors` is in shard
-    order, then in offset order. `config` is the parsed config.json. Digests are SHA-256 of whole files, in
-    hex.
+    order, then in offset order. `config` is the parsed config.json. Digests are SHA-256 of whole files, in hex.
     """
 
     path: Path
@@ -106,9 +105,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         shard, header = _read_shard(weights.root / name)
         if index:
             strays += [
-                f"{quoted(tensor)} in {name}"
-                for tensor in header.tensors
-                if index.weight_map.get(tensor) != name
+                f"{quoted(tensor)} in {name}" for tensor in header.tensors if index.weight_map.get(tensor) != name
             ]
         number, base = len(shards), header.data_offset
         for tensor, (dtype, shape, begin, end) in header.tensors.items():
@@ -165,15 +162,11 @@ def _require_shards(root: Path, names: Sequence[str], file: str) -> None:
 
 def _require_agreement(index: _Index, tensors: Mapping[str, TensorRef], strays: Sequence[str]) -> None:
     flaws = []
-    absent = [
-        f"{quoted(tensor)} in {shard}" for tensor, shard in index.weight_map.items() if tensor not in tensors
-    ]
+    absent = [f"{quoted(tensor)} in {shard}" for tensor, shard in index.weight_map.items() if tensor not in tensors]
     if absent:
         flaws.append(f"{len(absent)} tensors that the index names are not there: {listed(absent)}")
     if strays:
-        flaws.append(
-            f"{len(strays)} tensors are not where the index says, or unknown to it: {listed(strays)}"
-        )
+        flaws.append(f"{len(strays)} tensors are not where the index says, or unknown to it: {listed(strays)}")
     if flaws:
         raise CheckpointError(
             f"index and shards contradict each other: {'; '.join(flaws)}",
@@ -209,7 +202,5 @@ def _read_config(path: Path) -> tuple[Mapping[str, Any] | None, str | None]:
             f"not valid JSON: {error}", file=printable(str(path)), remedy="Repair it or download it again."
         ) from None
     if not isinstance(config, dict):
-        raise CheckpointError(
-            "not a JSON object", file=printable(str(path)), remedy="Repair it or download it again."
-        )
+        raise CheckpointError("not a JSON object", file=printable(str(path)), remedy="Repair it or download it again.")
     return config, hashlib.sha256(raw).hexdigest()

@@ -28,7 +28,7 @@ def parse_index(raw: bytes, file: str) -> dict[str, str]:
     """
     try:
         tree = strict_json.parse(raw)
-    except ValueError as error:
+    except strict_json.InvalidJSONError as error:
         raise CheckpointError(f"invalid index: {error}", file=file, remedy=_REMEDY) from None
     weight_map = tree.get("weight_map") if type(tree) is dict else None
     if type(weight_map) is not dict:

@@ -10,13 +10,36 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
+from paramdelta.checkpoint.wording import quoted
 
-class DuplicateKeyError(ValueError):
-    """An object names a key twice."""
 
-    def __init__(self, key: str) -> None:
-        super().__init__(f"duplicate key {key!r}")
-        self.key = key
+class InvalidJSONError(ValueError):
+    """The document is not JSON; the message says why."""
+
+
+def parse(raw: bytes) -> Any:
+    """Return the value of the UTF-8 document `raw`; raise InvalidJSONError where it is not JSON."""
+    try:
+        text = raw.decode()
+        # Most documents hold neither "-0" nor escapes: then the C scanner reads integers itself, and every
+        # string is sound.
+        parse_int = _int_or_negative_zero if "-0" in text else None
+        tree = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=parse_int)
+        if "\\u" in text:
+            json.dumps(tree, ensure_ascii=False).encode()
+    except InvalidJSONError:
+        raise
+    except json.JSONDecodeError as error:
+        raise InvalidJSONError(f"{error.msg} at character {error.pos}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidJSONError(f"not UTF-8 at byte {error.start}") from None
+    except UnicodeEncodeError:
+        raise InvalidJSONError("a lone surrogate in a string") from None
+    except RecursionError:
+        raise InvalidJSONError("nested too deeply") from None
+    except ValueError:  # from int(), which refuses thousands of digits
+        raise InvalidJSONError("a number is out of range") from None
+    return tree
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -25,36 +48,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise DuplicateKeyError(key)
+                raise InvalidJSONError(f"duplicate key {quoted(key)}")
             seen.add(key)
     return mapping
 
 
 def _no_constant(literal: str) -> NoReturn:
-    raise ValueError(f"{literal} is not JSON")
+    raise InvalidJSONError(f"{literal} is not JSON")
 
 
 def _int_or_negative_zero(digits: str) -> int | float:
     return -0.0 if digits == "-0" else int(digits)
-
-
-def parse(raw: bytes) -> Any:
-    """Return the value of the UTF-8 document `raw`; raise ValueError with the reason if it is not JSON."""
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start}") from None
-    # Most documents hold neither "-0" nor escapes: then the C scanner reads integers itself, and every
-    # string is sound.
-    parse_int = _int_or_negative_zero if "-0" in text else None
-    try:
-        tree = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=parse_int)
-        if "\\u" in text:
-            json.dumps(tree, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at character {error.pos}") from None
-    except UnicodeEncodeError:
-        raise ValueError("a lone surrogate in a string") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    return tree

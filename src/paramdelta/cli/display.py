@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from paramdelta.checkpoint.wording import printable
 from paramdelta.planning.units import format_size
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def merge_line(result: MergeResult) -> str:
         f" peak RAM {format_size(result.peak_rss_bytes)}"
     ]
     lines += [
-        f"warning: {name}: {counts['infinities']:,} new infinities, {counts['nans']:,} new NaNs"
+        f"warning: {printable(name)}: {counts['infinities']:,} new infinities, {counts['nans']:,} new NaNs"
         for name, counts in result.nonfinite.items()
     ]
     return "\n".join(lines)
@@ -198,4 +199,4 @@ def _plain(name: str) -> Any:
     """Return a name from a file as text that carries neither markup nor control characters."""
     from rich.text import Text
 
-    return Text(name if name.isprintable() else ascii(name))
+    return Text(printable(name))

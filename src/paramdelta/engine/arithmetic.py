@@ -18,11 +18,11 @@ import numpy as np
 from paramdelta.engine.bits import (
     bits64,
     entry,
-    part,
     float64,
     load16,
     load32,
     load64,
+    part,
     store16,
     store32,
     store64,
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK = 256
-"""Elements per block: `fuse_exact` needs ten rows of eight bytes an element, and L1 caches start at 32 KiB."""
+"""Elements per block: the rows below then fit into the least L1 cache there is, of 32 KiB."""
+
+ROWS = 6
+"""Scratch rows of each type: codes of new, post, base and the output, and two masks; values of the first four."""
 
 # numba makes a float of signed and unsigned integers together, so every constant that meets a code is unsigned.
 _0, _1, _63 = np.uint64(0), np.uint64(1), np.uint64(63)
@@ -44,7 +47,7 @@ _TINY = 2.0**-900
 
 @part
 def two_sum(a: float, b: float) -> tuple[float, float]:
-    """Return the rounded sum and its error, together exactly a + b; the error is not finite after an overflow (Knuth)."""
+    """Return the rounded sum and its error, exactly a + b together; not finite after an overflow (Knuth)."""
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
@@ -103,7 +106,7 @@ def not_tiny(x: float) -> float:
 
 
 @part
-def load(address: int, width: int, size: int, codes: NDArray[np.uint64]) -> None:
+def load(address: int | np.int64, width: int, size: int, codes: NDArray[np.uint64]) -> None:
     """Read codes of ``width`` bytes from an address of any alignment."""
     if width == 2:
         for i in range(size):
@@ -256,32 +259,32 @@ def fuse_exact(
     begin: int,
     end: int,
     counters: NDArray[np.int64],
+    codes: NDArray[np.uint64],
+    values: NDArray[np.float64],
 ) -> None:
     """Write post - base + new, rounded once, for elements ``begin`` to ``end``.
 
     ``formats`` has rows (fraction bits, exponent bits) for new, post, base and the output; ``addresses`` has new, post
-    and base.
+    and base; ``codes`` and ``values``, of shape (ROWS, BLOCK), are scratch.
     """
-    rows = np.empty((10, BLOCK), np.uint64)
-    values = rows.view(np.float64)
-    new, post, base, codes, changed, moved = rows[0], rows[1], rows[2], rows[7], rows[8], rows[9]
+    new, post, base, result, changed, moved = codes[0], codes[1], codes[2], codes[3], codes[4], codes[5]
     lawless = np.uint64(not one_format(formats))
     for start in range(begin, end, BLOCK):
         size = min(BLOCK, end - start)
         for j in range(3):
             fraction, exponent = formats[j, 0], formats[j, 1]
             width = width_of(fraction, exponent)
-            load(np.int64(addresses[j]) + start * width, width, size, rows[j])
-            decode(rows[j], fraction, exponent, size, values[3 + j])
+            load(np.int64(addresses[j]) + start * width, width, size, codes[j])
+            decode(codes[j], fraction, exponent, size, values[j])
         fraction, exponent = formats[3, 0], formats[3, 1]
         width = width_of(fraction, exponent)
-        add(values[4], values[5], values[3], fraction < 52, size, values[6])
-        encode(values[6], fraction, exponent, size, codes)
+        add(values[1], values[2], values[0], fraction < 52, size, values[3])
+        encode(values[3], fraction, exponent, size, result)
         for i in range(size):
             changed[i] = (post[i] ^ base[i]) | lawless
             moved[i] = (new[i] ^ base[i]) | lawless
-        settle(codes, changed, moved, new, post, fraction, exponent, size, counters)
-        store(codes, width, size, out + start * width)
+        settle(result, changed, moved, new, post, fraction, exponent, size, counters)
+        store(result, width, size, out + start * width)
 
 
 @entry
@@ -293,41 +296,36 @@ def fuse_weighted(
     begin: int,
     end: int,
     counters: NDArray[np.int64],
+    codes: NDArray[np.uint64],
+    values: NDArray[np.float64],
 ) -> None:
-    """Write new + alpha (post - base) + …, each operation rounded in f64, the last sum once more to the output's format.
+    """Write new + alpha (post - base) + …, each operation rounded in f64, the sum once more to the output's format.
 
-    ``formats`` has rows for new, post, base, post, base, … and the output; ``addresses`` likewise without the output.
+    ``formats`` has rows for new, post, base, post, base, … and the output; ``addresses`` likewise, but for the output;
+    ``codes`` and ``values``, of shape (ROWS, BLOCK), are scratch.
     """
-    rows = np.empty((9, BLOCK), np.uint64)
-    values = rows.view(np.float64)
-    new, sums, changed, moved, codes = rows[0], values[1], rows[2], rows[3], rows[4]
+    new, post, base, result, changed, moved = codes[0], codes[1], codes[2], codes[3], codes[4], codes[5]
     last = formats.shape[0] - 1
     lawless = np.uint64(not one_format(formats))
-    moved[:] = _1  # post itself is never the answer here
+    for i in range(BLOCK):
+        moved[i] = _1  # post itself is never the answer here
     for start in range(begin, end, BLOCK):
         size = min(BLOCK, end - start)
-        changed[:] = lawless
         for j in range(last):
             fraction, exponent = formats[j, 0], formats[j, 1]
             width = width_of(fraction, exponent)
-            raw = new if j == 0 else rows[5 + j % 2]
-            load(np.int64(addresses[j]) + start * width, width, size, raw)
-            decode(raw, fraction, exponent, size, sums if j == 0 else values[7 + j % 2])
-            if j > 0 and j % 2 == 0:
-                accumulate(alphas[j // 2 - 1], values[8], values[7], size, sums)
+            row = 0 if j == 0 else 2 - j % 2
+            load(np.int64(addresses[j]) + start * width, width, size, codes[row])
+            decode(codes[row], fraction, exponent, size, values[row])
+            if row == 0:
                 for i in range(size):
-                    changed[i] |= rows[6, i] ^ rows[5, i]
+                    changed[i] = lawless
+            elif row == 2:
+                for i in range(size):
+                    changed[i] |= post[i] ^ base[i]
+                    values[0, i] += alphas[j // 2 - 1] * (values[1, i] - values[2, i])
         fraction, exponent = formats[last, 0], formats[last, 1]
         width = width_of(fraction, exponent)
-        encode(sums, fraction, exponent, size, codes)
-        settle(codes, changed, moved, new, new, fraction, exponent, size, counters)
-        store(codes, width, size, out + start * width)
-
-
-@part
-def accumulate(
-    alpha: float, post: NDArray[np.float64], base: NDArray[np.float64], size: int, sums: NDArray[np.float64]
-) -> None:
-    """Add alpha (post - base), each of the three operations rounded."""
-    for i in range(size):
-        sums[i] += alpha * (post[i] - base[i])
+        encode(values[0], fraction, exponent, size, result)
+        settle(result, changed, moved, new, new, fraction, exponent, size, counters)
+        store(result, width, size, out + start * width)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numba
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,7 +29,7 @@ def entry(function: Callable[P, R]) -> Callable[P, R]:
 
     Floating point stays strict: reassociation and contraction would break error-free sums.
     """
-    # numba takes cached code for stale only when the function's own file changes; this names it after all files.
+    # numba compares the function's own file alone with its cache: so the code is named after all files it is made of.
     function.__qualname__ += f".{_source_digest()}"
     try:
         return cast("Callable[P, R]", numba.njit(function, nogil=True, fastmath=False, cache=True))
@@ -44,18 +45,18 @@ def part(function: Callable[P, R]) -> Callable[P, R]:
 
 @cache
 def _source_digest() -> str:
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources = (Path(__file__).with_name(name) for name in ("bits.py", "arithmetic.py", "shortcuts.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
-def _loader(element: types.Type) -> Callable[[int, int], Any]:
+def _loader(element: types.Type) -> Callable[[int | np.int64, int], Any]:
     def load(_context: Any, address: types.Type, index: types.Type) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             return builder.load(_element_pointer(context, builder, element, arguments), align=1)
 
         return element(address, index), generate
 
-    return cast("Callable[[int, int], Any]", intrinsic(load))
+    return cast("Callable[[int | np.int64, int], Any]", intrinsic(load))
 
 
 def _storer(element: types.Type) -> Callable[[int, int, Any], None]:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Kernel = Callable[[NDArray[np.uint64], int, int, int, NDArray[np.int64]], None]
+    Addresses = NDArray[np.uint64]
+    Counters = NDArray[np.int64]
+    Kernel = Callable[[Addresses, int, int, int, Counters], None]
 
 _FORMATS = {"BF16": (7, 8), "F16": (10, 5), "F32": (23, 8), "F64": (52, 11)}
 """Bits of the fraction and of the exponent."""
@@ -37,13 +39,13 @@ MERGEABLE: tuple[str, ...] = tuple(_FORMATS)
 
 
 def fuse(
-    addresses: NDArray[np.uint64],
+    addresses: Addresses,
     dtypes: tuple[str, ...],
     alphas: tuple[float, ...],
     out_address: int,
     out_dtype: str,
     count: int,
-    counters: NDArray[np.int64],
+    counters: Counters,
 ) -> None:
     """Write new base + sum of alpha (post - base) over ``count`` elements, releasing the GIL.
 
@@ -67,10 +69,10 @@ def prepare(combinations: Iterable[tuple[tuple[str, ...], tuple[float, ...], str
     """Compile, or load, what `fuse` needs for these (dtypes, alphas, out_dtype), so that no later call waits for it."""
     for dtypes, alphas, out_dtype in combinations:
         nowhere = np.zeros(len(dtypes), np.uint64)
-        kernel = _kernel(dtypes, alphas, out_dtype)
-        kernel(nowhere, 0, 0, 0, np.zeros(2, np.int64))
-        if alphas == (1.0,):  # a shortcut may need it
-            arithmetic.fuse_exact(np.zeros((4, 2), np.int64), nowhere, 0, 0, 0, np.zeros(2, np.int64))
+        counters = np.zeros(2, np.int64)
+        fuse(nowhere, dtypes, alphas, 0, out_dtype, 0, counters)
+        if alphas == (1.0,):  # where a shortcut stops
+            _fuse_exact(np.zeros((4, 2), np.int64), nowhere, 0, 0, 0, counters)
 
 
 @lru_cache(maxsize=1024)
@@ -81,23 +83,46 @@ def _kernel(dtypes: tuple[str, ...], alphas: tuple[float, ...], out_dtype: str) 
         raise ValueError(f"{len(alphas)} coefficients do not fit {len(dtypes)} operands")
     formats = np.array([_FORMATS[dtype] for dtype in (*dtypes, out_dtype)], np.int64)
     if alphas != (1.0,):
-        return partial(arithmetic.fuse_weighted, formats, np.array(alphas, np.float64))
+        return partial(_fuse_weighted, formats, np.array(alphas, np.float64))
     if set(dtypes) == {out_dtype} and out_dtype in _SHORTCUTS:
         return partial(_fuse_alike, _SHORTCUTS[out_dtype], formats)
-    return partial(arithmetic.fuse_exact, formats)
+    return partial(_fuse_exact, formats)
 
 
 def _fuse_alike(
-    skim: Callable[[NDArray[np.uint64], int, int, int], int],
+    skim: Callable[[Addresses, int, int, int], int],
     formats: NDArray[np.int64],
-    addresses: NDArray[np.uint64],
+    addresses: Addresses,
     out: int,
     begin: int,
     end: int,
-    counters: NDArray[np.int64],
+    counters: Counters,
 ) -> None:
     """Take the shortcut as far as it goes, a stretch in full, the shortcut again."""
     while (begin := skim(addresses, out, begin, end)) < end:
         stop = min(begin + _STRETCH, end)
-        arithmetic.fuse_exact(formats, addresses, out, begin, stop, counters)
+        _fuse_exact(formats, addresses, out, begin, stop, counters)
         begin = stop
+
+
+def _fuse_exact(
+    formats: NDArray[np.int64], addresses: Addresses, out: int, begin: int, end: int, counters: Counters
+) -> None:
+    arithmetic.fuse_exact(formats, addresses, out, begin, end, counters, *_scratch())
+
+
+def _fuse_weighted(
+    formats: NDArray[np.int64],
+    alphas: NDArray[np.float64],
+    addresses: Addresses,
+    out: int,
+    begin: int,
+    end: int,
+    counters: Counters,
+) -> None:
+    arithmetic.fuse_weighted(formats, alphas, addresses, out, begin, end, counters, *_scratch())
+
+
+def _scratch() -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+    shape = arithmetic.ROWS, arithmetic.BLOCK
+    return np.empty(shape, np.uint64), np.empty(shape, np.float64)

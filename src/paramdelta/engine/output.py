@@ -62,7 +62,7 @@ class OutputDirectory:
             self._clean_up()
             raise output_refused(error, self.path) from error
         except OutputError:
-            self._remove_created()
+            self._clean_up()
             raise
         return self
 
@@ -75,7 +75,7 @@ class OutputDirectory:
         """Return the sink of a shard, in the staging directory."""
         return FileSink(self._staging / shard.name, shard.size)
 
-    def completed(self, shard: OutputShard) -> None:
+    def completed(self, _shard: OutputShard, /) -> None:
         """Make the entry of a finished shard durable."""
         platform.sync_directory(self._staging)
 
@@ -99,14 +99,19 @@ class OutputDirectory:
             for name, content in small.items():
                 _write_durably(self._staging / name, content)
             platform.sync_directory(self._staging)
-            for name in names[:-1]:
-                (self._staging / name).replace(self.path / name)
-            platform.sync_directory(self.path)
-            (self._staging / names[-1]).replace(self.path / names[-1])
-            platform.sync_directory(self.path)
+            self._rename(names[:-1])
+            self._rename(names[-1:])
         except OSError as error:
+            for name in reversed(names):
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink()
             raise output_refused(error, self.path) from error
         self._created = []
+
+    def _rename(self, names: list[str]) -> None:
+        for name in names:
+            (self._staging / name).replace(self.path / name)
+        platform.sync_directory(self.path)
 
     def _acquire(self) -> None:
         try:
@@ -166,20 +171,14 @@ class OutputDirectory:
         platform.sync_directory(self.path)
 
     def _clean_up(self) -> None:
-        with contextlib.suppress(OSError):
-            for leftover in self._staging.iterdir():
-                if leftover.name != "lock":
-                    leftover.unlink()
-        # Windows cannot remove an open file, other systems can and some locks remove it themselves.
-        with contextlib.suppress(OSError):
+        """Remove the staging directory, if it is this run's, and the directories that it created and left empty."""
+        if self._lock.is_locked:
+            shutil.rmtree(self._staging, ignore_errors=True)
             self._lock.release()
-        with contextlib.suppress(OSError):
-            shutil.rmtree(self._staging)
-            platform.sync_directory(self.path)
-        self._remove_created()
-
-    def _remove_created(self) -> None:
-        """Remove the directories that this run created and that hold nothing."""
+            with contextlib.suppress(OSError):  # Windows removes no open file: its lock goes with the release
+                self._staging.rmdir()
+            with contextlib.suppress(OSError):
+                platform.sync_directory(self.path)
         for directory in reversed(self._created):
             with contextlib.suppress(OSError):
                 directory.rmdir()

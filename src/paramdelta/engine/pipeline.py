@@ -67,7 +67,7 @@ class Target(Protocol):
     def create(self, shard: OutputShard) -> Sink:
         """Return a sink for a shard."""
 
-    def completed(self, shard: OutputShard) -> None:
+    def completed(self, shard: OutputShard, /) -> None:
         """Take note that a shard lies on stable storage."""
 
 

@@ -7,7 +7,7 @@ always is; then one rounding is all that is left. A block with an error, an infi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,10 @@ from paramdelta.engine.bits import (
     bits32,
     bits64,
     entry,
-    part,
     float32,
     load16,
     load32,
+    part,
     store16,
     store32,
 )
@@ -30,18 +30,19 @@ if TYPE_CHECKING:
 U16, U32, U64 = np.uint16, np.uint32, np.uint64
 """numba computes in 64 bits unless told otherwise after each operation, and lanes are what makes these loops fast."""
 
-_PLUS_0 = np.float32(0.0)
+_PLUS_0: Any = np.float32(0.0)
 _SIGN, _MAGNITUDE, _INFINITY = U32(0x8000_0000), U32(0x7FFF_FFFF), U32(0x7F80_0000)
 
 
 @part
-def widen_bf16(code: int) -> float:
+def widen_bf16(code: np.uint16) -> float:
     """Turn a BF16 code into f32."""
-    return float32(U32(U32(code) << U32(16)))
+    value: float = float32(U32(U32(code) << U32(16)))
+    return value
 
 
 @part
-def widen_f16(code: int) -> float:
+def widen_f16(code: np.uint16) -> float:
     """Turn an F16 code into f32, as `paramdelta.engine.arithmetic.decode` does."""
     magnitude = U32(U32(code) & U32(0x7FFF))
     wide = U32(U32(magnitude << U32(13)) + U32(112 << 23))
@@ -49,17 +50,18 @@ def widen_f16(code: int) -> float:
         wide = U32(wide | _INFINITY)
     if magnitude < U32(0x0400):
         wide = bits32(float32(U32(U32(126 << 23) + magnitude)) - np.float32(0.5))
-    return float32(U32(wide | U32(U32(U32(code) << U32(16)) & _SIGN)))
+    value: float = float32(U32(wide | U32(U32(U32(code) << U32(16)) & _SIGN)))
+    return value
 
 
 @part
-def round_to_bf16(wide: int) -> int:
+def round_to_bf16(wide: np.uint32) -> np.uint32:
     """Round the bits of a finite f32 to BF16, to nearest, ties to even; overflow carries into infinity."""
     return U32(U32(wide + U32(U32(0x7FFF) + U32(U32(wide >> U32(16)) & U32(1)))) >> U32(16))
 
 
 @part
-def round_to_f16(wide: int) -> int:
+def round_to_f16(wide: np.uint32) -> np.uint32:
     """Round the bits of a finite f32 to F16, to nearest, ties to even; overflow gives no code below infinity's."""
     magnitude = U32(wide & _MAGNITUDE)
     tie = U32(U32(magnitude >> U32(13)) & U32(1))
@@ -71,7 +73,7 @@ def round_to_f16(wide: int) -> int:
 
 
 @part
-def try_bf16(new: int, post: int, base: int, out: int, size: int) -> bool:
+def try_bf16(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) -> bool:
     """Sum a block in f32 and say whether every sum was exact and finite."""
     errors = top = U32(0)
     for i in range(size):
@@ -82,7 +84,7 @@ def try_bf16(new: int, post: int, base: int, out: int, size: int) -> bool:
         code = round_to_bf16(bits32(t + _PLUS_0))
         top = max(top, U32(code & U32(0x7FFF)))
         store16(out, i, n if p == b else (p if n == b else U16(code)))
-    return top < U32(0x7F80) and U32(errors << U32(1)) == U32(0)
+    return bool(top < U32(0x7F80) and U32(errors << U32(1)) == U32(0))
 
 
 @part
@@ -94,7 +96,7 @@ def round_to_odd_f32(s: float, e: float) -> float:
 
 
 @part
-def retry_bf16(new: int, post: int, base: int, out: int, size: int) -> bool:
+def retry_bf16(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) -> bool:
     """Sum a block exactly, rounding to odd in f32, and say whether f32 was wide enough: nothing is beyond its range."""
     top = nonfinite = U32(0)
     for i in range(size):
@@ -107,11 +109,11 @@ def retry_bf16(new: int, post: int, base: int, out: int, size: int) -> bool:
         code = round_to_bf16(bits32(round_to_odd_f32(s + _PLUS_0, e)))
         top = max(top, U32(code & U32(0x7FFF)))
         store16(out, i, n if p == b else (p if n == b else U16(code)))
-    return top < U32(0x7F80) and U32(nonfinite >> U32(31)) == U32(0)
+    return bool(top < U32(0x7F80) and U32(nonfinite >> U32(31)) == U32(0))
 
 
 @part
-def try_f16(new: int, post: int, base: int, out: int, size: int) -> bool:
+def try_f16(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) -> bool:
     """Sum a block in f32 and say whether every sum was exact and finite."""
     errors = top = U32(0)
     for i in range(size):
@@ -122,11 +124,11 @@ def try_f16(new: int, post: int, base: int, out: int, size: int) -> bool:
         code = round_to_f16(bits32(t + _PLUS_0))
         top = max(top, U32(code & U32(0x7FFF)))
         store16(out, i, n if p == b else (p if n == b else U16(code)))
-    return top < U32(0x7C00) and U32(errors << U32(1)) == U32(0)
+    return bool(top < U32(0x7C00) and U32(errors << U32(1)) == U32(0))
 
 
 @part
-def try_f32(new: int, post: int, base: int, out: int, size: int) -> bool:
+def try_f32(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) -> bool:
     """Sum a block in f64 and say whether every sum was exact and its rounding finite."""
     errors = U64(0)
     top = U32(0)
@@ -138,7 +140,7 @@ def try_f32(new: int, post: int, base: int, out: int, size: int) -> bool:
         code = bits32(np.float32(t + 0.0))
         top = max(top, U32(code & _MAGNITUDE))
         store32(out, i, n if p == b else (p if n == b else code))
-    return top < _INFINITY and errors << U64(1) == U64(0)
+    return bool(top < _INFINITY and errors << U64(1) == U64(0))
 
 
 @entry

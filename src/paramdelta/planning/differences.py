@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from paramdelta.checkpoint.wording import clipped, printable
 from paramdelta.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _summarise(differences: Iterable[Difference]) -> list[str]:
         columns = [_ranges(column) for column in zip(*numbers, strict=True)]
         name = "".join(part for pair in zip(pattern.split("{}"), [*columns, ""], strict=True) for part in pair)
         times = f" ({len(numbers):,} tensors)" if len(numbers) > 1 else ""
-        lines.append(f"{name}{times}" + (f": {values}" if values else ""))
+        lines.append(f"{printable(clipped(name))}{times}" + (f": {values}" if values else ""))
     return lines
 
 

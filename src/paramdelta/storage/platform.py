@@ -23,6 +23,7 @@ _MADV_DONTNEED: Final = 4
 _MADV_POPULATE_READ: Final = 22  # Linux 5.14; not named in Python 3.11
 _RWF_DONTCACHE: Final = 0x80  # Linux 6.14; not named in Python
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY})
+_EHWPOISON: Final[int] = getattr(errno, "EHWPOISON", 133)
 _MOST_PER_CALL: Final = 1 << 30  # Linux stops short of 2 GiB in one call anyway
 
 _O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)
@@ -202,9 +203,13 @@ def allocate(size: int) -> mmap.mmap:
     return mmap.mmap(-1, max(size, PAGE))
 
 
-def populate(address: int, size: int) -> None:
-    """Map the pages of a file mapping in one call rather than one fault each. Advice."""
-    _advise_memory(address, size, _MADV_POPULATE_READ)
+def populate(address: int, size: int) -> bool:
+    """Map the pages of a file mapping in one call rather than one fault each.
+
+    Returns False where a page cannot be had, since the file has become shorter or the device failed: touching it
+    would end the process. True says nothing where the system has no such call.
+    """
+    return _advise_memory(address, size, _MADV_POPULATE_READ) not in {errno.EFAULT, _EHWPOISON}
 
 
 def forget(address: int, size: int) -> None:
@@ -212,10 +217,12 @@ def forget(address: int, size: int) -> None:
     _advise_memory(address, size, _MADV_DONTNEED)
 
 
-def _advise_memory(address: int, size: int, advice: int) -> None:
-    if _madvise is not None:
-        begin = address - address % PAGE
-        _madvise(begin, address + size - begin, advice)
+def _advise_memory(address: int, size: int, advice: int) -> int:
+    """Return 0, or the error number of a refusal."""
+    begin = address - address % PAGE
+    if _madvise is None or _madvise(begin, address + size - begin, advice) == 0:
+        return 0
+    return ctypes.get_errno()
 
 
 def resident_share(mapping_address: int, size: int, samples: int = 64) -> float:

