@@ -114,6 +114,7 @@ def merge(
     io: str = "auto",
     overwrite: bool = False,
     allow_nonfinite: bool = False,
+    on_warning: Callable[[PlanWarning], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     cancelled: threading.Event | None = None,
 ) -> MergeResult:
@@ -129,6 +130,7 @@ def merge(
         io: how inputs are read: ``auto``, ``mmap``, ``pread`` or ``direct``.
         overwrite: replace what an earlier merge wrote to ``output``.
         allow_nonfinite: publish a result in which elements became infinite or NaN.
+        on_warning: called with each of the plan's warnings, before any tensor is read.
         on_progress: called from this thread after every window.
         cancelled: set it, from any thread, to stop the merge.
 
@@ -151,6 +153,7 @@ def merge(
         io=io,
         overwrite=overwrite,
         allow_nonfinite=allow_nonfinite,
+        on_warning=on_warning,
         on_progress=on_progress,
         cancelled=cancelled,
     )
@@ -165,6 +168,7 @@ def merge_recipe(
     io: str = "auto",
     overwrite: bool = False,
     allow_nonfinite: bool = False,
+    on_warning: Callable[[PlanWarning], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     cancelled: threading.Event | None = None,
 ) -> MergeResult:
@@ -177,6 +181,9 @@ def merge_recipe(
     most = None if memory is None else parse_size(memory, "memory")
     path = Path(output)
     made = make_plan(recipe)
+    if on_warning is not None:
+        for warning in made.warnings:
+            on_warning(warning)
     if is_complete(path, made) and not overwrite:
         return _result(path, made, started, already_complete=True)
     platform.raise_open_file_limit()

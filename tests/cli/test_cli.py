@@ -76,6 +76,14 @@ def test_merge_json_is_one_object_with_the_documented_fields(triple: Path, tmp_p
     assert result["seconds"] > 0
 
 
+def test_a_merge_without_config_warns_and_merges(triple: Path, tmp_path: Path) -> None:
+    (triple / "new_base/config.json").unlink()
+    run = paramdelta("merge", *of(triple), "-o", tmp_path / "out")
+    assert run.returncode == 0
+    assert run.stderr.startswith("warning: new base has no config.json")
+    assert paramdelta("merge", *of(triple), "-o", tmp_path / "quiet", "--quiet").stderr == ""
+
+
 def test_plan_json_has_the_documented_fields(triple: Path) -> None:
     plan = json.loads(paramdelta("plan", *of(triple), "--json").stdout)
     assert {"name", "op", "dtype", "shape", "sources"} <= plan["tensors"][0].keys()
@@ -97,7 +105,7 @@ def test_a_plan_that_needs_more_disk_than_there_is_warns(tmp_path: Path) -> None
         sparse_checkpoint(tmp_path / role, {"w": (1 << 20, 1 << 20)})
     run = paramdelta("plan", *of(tmp_path), "--json", "-o", tmp_path / "out")
     assert {"disk", "no-config"} <= {warning["code"] for warning in json.loads(run.stdout)["warnings"]}
-    failed(paramdelta("merge", *of(tmp_path), "-o", tmp_path / "out"), 5, "free")
+    failed(paramdelta("merge", *of(tmp_path), "-o", tmp_path / "out", "--quiet"), 5, "free")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plan"], ["inspect"]])
@@ -229,7 +237,8 @@ def test_outputs_that_cannot_be_written_exit_5(triple: Path, tmp_path: Path) -> 
 def test_results_that_are_not_finite_exit_8(tmp_path: Path) -> None:
     for role, value in (("post", 3e38), ("base", -3e38), ("new_base", 3e38)):
         write_checkpoint(tmp_path / role, {"w": ("F32", (1,), encode([value], "F32"))})
-    failed(paramdelta("merge", *of(tmp_path), "-o", tmp_path / "out"), 8, "w: 1 Inf", "--allow-nonfinite")
+    run = paramdelta("merge", *of(tmp_path), "-o", tmp_path / "out", "--quiet")
+    failed(run, 8, "w: 1 Inf", "--allow-nonfinite")
     assert not (tmp_path / "out").exists()
 
 

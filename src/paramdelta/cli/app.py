@@ -148,6 +148,7 @@ def merge(
                 io=io,
                 overwrite=overwrite,
                 allow_nonfinite=allow_nonfinite,
+                on_warning=None if quiet else display.show_warning,
                 on_progress=on_progress,
                 cancelled=cancelled,
             ),

@@ -138,7 +138,12 @@ def show_plan(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> None:
         highlight=False,
     )
     for warning in warnings:
-        print(f"warning: {warning.message} ({warning.code})", file=sys.stderr)
+        show_warning(warning)
+
+
+def show_warning(warning: PlanWarning) -> None:
+    """Print a warning on standard error."""
+    print(f"warning: {printable(warning.message)} ({warning.code})", file=sys.stderr)
 
 
 def show_checkpoint(checkpoint: Checkpoint) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from paramdelta.storage import platform
 
 
@@ -22,4 +20,6 @@ class Buffer:
 
 def address_of(memory: memoryview) -> int:
     """Return the address of a buffer's first byte. The caller keeps the buffer alive while the address is in use."""
+    import numpy as np  # planning imports this module and must start without numpy
+
     return int(np.frombuffer(memory, dtype=np.uint8).ctypes.data)

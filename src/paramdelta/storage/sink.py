@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from paramdelta.errors import OutputError
 from paramdelta.storage import platform
+from paramdelta.storage.memory import Buffer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,33 +108,22 @@ def _create(path: Path, size: int) -> tuple[int, bool]:
 
 
 def _open(path: Path) -> tuple[int, bool]:
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     try:
         descriptor = platform.open_for_writing(str(path), direct=True)
-    except FileExistsError:
-        raise
     except OSError:  # no direct I/O on this filesystem: some create the file before they say so
         path.unlink(missing_ok=True)
         return platform.open_for_writing(str(path)), False
-    if _takes_direct_writes(descriptor):
-        return descriptor, True
-    os.close(descriptor)
-    path.unlink()
-    return platform.open_for_writing(str(path)), False
-
-
-def _takes_direct_writes(descriptor: int) -> bool:
-    """Try one block: some filesystems take the flag and refuse the writes."""
-    block = platform.allocate(platform.ALIGNMENT)
-    try:
-        with memoryview(block) as view:
-            platform.write_all(descriptor, view[: platform.ALIGNMENT], 0)
+    try:  # some filesystems take the flag and refuse the writes
+        platform.write_all(descriptor, Buffer(platform.ALIGNMENT).view, 0)
     except OSError as error:
-        if error.errno == errno.EINVAL:
-            return False
-        raise
-    finally:
-        block.close()
-    return True
+        os.close(descriptor)
+        path.unlink()
+        if error.errno != errno.EINVAL:
+            raise
+        return platform.open_for_writing(str(path)), False
+    return descriptor, True
 
 
 def output_refused(error: OSError, path: Path, size: int | None = None) -> OutputError:

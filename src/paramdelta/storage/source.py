@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from paramdelta.errors import CheckpointError, InputChangedError
 from paramdelta.storage import platform
-from paramdelta.storage.memory import address_of
+from paramdelta.storage.memory import Buffer, address_of
 from paramdelta.storage.platform import ALIGNMENT
 
 if TYPE_CHECKING:
@@ -125,9 +125,12 @@ class _File:
             if count == 0:
                 self.check_size()
                 raise InputChangedError(f"ends before byte {offset + needed:,}", file=self.path)
-            if done + count < needed and count < grain:
-                raise CheckpointError("direct reads stop short here", file=self.path, remedy="Use --io pread.")
-            done += count if done + count >= needed else count - count % grain
+            if done + count < needed:
+                count -= count % grain
+                if count == 0:
+                    self.check_size()
+                    raise CheckpointError("direct reads stop short here", file=self.path, remedy="Use --io pread.")
+            done += count
 
 
 class MappedSource:
@@ -213,8 +216,7 @@ class DirectSource:
     def __init__(self, path: str, size: int) -> None:
         self._file = _File(path, size, direct=True)
         try:  # some filesystems take the flag and refuse the reads
-            with contextlib.closing(platform.allocate(ALIGNMENT)) as probe, memoryview(probe) as view:
-                platform.read_some(self._file.descriptor, view[:ALIGNMENT], 0)
+            platform.read_some(self._file.descriptor, Buffer(ALIGNMENT).view, 0)
         except OSError:
             os.close(self._file.descriptor)
             raise

@@ -1,0 +1,1 @@
+"""Benchmarks of paramdelta against its peers and against the disk: `python -m bench.run`."""
