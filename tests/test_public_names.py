@@ -55,4 +55,6 @@ def test_data_goes_one_way_through_the_packages() -> None:
         layer = module.name.split(".")[1]
         source = inspect.getsource(importlib.import_module(module.name))
         for other in layers[layers.index(layer) + 1 :]:
-            assert f"paramdelta.{other}" not in source.replace("``paramdelta", ""), f"{module.name} reaches up to {other}"
+            assert f"paramdelta.{other}" not in source.replace("``paramdelta", ""), (
+                f"{module.name} reaches up to {other}"
+            )

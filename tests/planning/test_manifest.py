@@ -46,7 +46,7 @@ def bytes_at(operand: Operand, operation: Operation, checkpoints: Sequence[Check
 
 
 def test_every_operand_points_to_its_tensor_however_the_checkpoints_are_split(tmp_path: Path) -> None:
-    post_tensors = {name: (t, s, bytes(b ^ 1 for b in d)) for name, (t, s, d) in reversed(TENSORS.items())}
+    post_tensors = {name: (t, s, bytes(b ^ 1 for b in d)) for name, (t, s, d) in reversed(list(TENSORS.items()))}
     base_tensors = {name: (t, s, bytes(b ^ 3 for b in d)) for name, (t, s, d) in TENSORS.items()}
     checkpoints = (
         write(tmp_path / "new", TENSORS, [["mask", "embed"], ["scale"], ["positions", "nothing", "norm"]]),

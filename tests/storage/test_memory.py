@@ -4,8 +4,8 @@ import ctypes
 
 import pytest
 
-from paramdelta.storage.memory import Buffer, address_of
-from paramdelta.storage.platform import ALIGNMENT, PAGE
+from paramdelta.storage.memory import Buffer
+from paramdelta.storage.platform import ALIGNMENT, PAGE, address_of
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 1_000_003])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from paramdelta.storage import platform
-from paramdelta.storage.memory import address_of
+from paramdelta.storage.platform import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -230,9 +230,17 @@ def test_peak_rss_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None
 
 def mapped_share(path: Path) -> float:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-        return platform.resident_share(address_of(memoryview(mapping)), len(mapping))
+        return platform.resident_share(file.fileno(), address_of(memoryview(mapping)), len(mapping))
 
 
+@pytest.fixture(params=["own file", "somebody else's file"])
+def ownership(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mincore lies about files of others, for which there is another way to tell."""
+    if request.param != "own file":
+        monkeypatch.setattr(platform, "_may_see_residency", lambda _: False)
+
+
+@pytest.mark.usefixtures("ownership")
 def test_a_file_just_written_and_read_is_resident(tmp_path: Path) -> None:
     if platform._mincore is None:
         pytest.skip("this system does not tell what its page cache holds")
@@ -242,6 +250,7 @@ def test_a_file_just_written_and_read_is_resident(tmp_path: Path) -> None:
     assert mapped_share(path) > 0.95
 
 
+@pytest.mark.usefixtures("ownership")
 def test_a_file_that_the_cache_let_go_of_is_not_resident(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(3 * MIB + 123))
@@ -270,7 +279,7 @@ def test_nothing_is_resident_where_the_system_does_not_tell(monkeypatch: pytest.
 
 
 def test_nothing_is_resident_of_no_bytes() -> None:
-    assert platform.resident_share(0, 0) == 0.0
+    assert platform.resident_share(0, 0, 0) == 0.0
 
 
 def test_a_mapping_has_the_same_bytes_after_its_pages_were_populated_and_forgotten(tmp_path: Path) -> None:
@@ -285,6 +294,19 @@ def test_a_mapping_has_the_same_bytes_after_its_pages_were_populated_and_forgott
         assert ctypes.string_at(address, len(data)) == data
         platform.forget(address + 5001, 70_001)
         assert ctypes.string_at(address, len(data)) == data
+
+
+def test_pages_behind_the_end_of_a_file_cannot_be_populated_and_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8 * platform.PAGE))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        address = address_of(memoryview(mapping))
+        if platform._advise_memory(address, platform.PAGE, platform._MADV_POPULATE_READ) != 0:
+            pytest.skip("this system cannot populate mappings")
+        assert platform.populate(address, 8 * platform.PAGE)
+        os.truncate(path, platform.PAGE)
+        assert platform.populate(address, platform.PAGE)
+        assert not platform.populate(address, 8 * platform.PAGE)
 
 
 # -- preallocation -------------------------------------------------------------------------------------------

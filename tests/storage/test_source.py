@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from paramdelta.errors import CheckpointError, InputChangedError
 from paramdelta.storage import platform, source
-from paramdelta.storage.memory import Buffer, address_of
+from paramdelta.storage.memory import Buffer
 from paramdelta.storage.platform import ALIGNMENT, PAGE
 from paramdelta.storage.source import BACKENDS, Source, open_source
 
@@ -71,9 +71,9 @@ def borrowed(opened: Source, offset: int, size: int) -> bytes:
     room = opened.room(size)
     buffer = Buffer(room + ALIGNMENT)
     buffer.view[room:] = b"\xa5" * ALIGNMENT
-    address = opened.borrow(offset, size, buffer.view[:room])
-    got = ctypes.string_at(address, size)
-    opened.give_back(offset, size)
+    loan = opened.borrow(offset, size, buffer.view[:room])
+    got = ctypes.string_at(loan.address, size)
+    opened.give_back(loan)
     assert bytes(buffer.view[room:]) == b"\xa5" * ALIGNMENT
     return got
 
@@ -125,8 +125,8 @@ def test_a_range_can_be_read_to_the_middle_of_a_larger_buffer(backend: str, path
     assert first % ALIGNMENT == 0  # so that the range behind it can be read directly too
     buffer = Buffer(first + second)
     addresses = [
-        opened.borrow(3, 5_001, buffer.view[:first]),
-        opened.borrow(9_999, 6_003, buffer.view[first : first + second]),
+        opened.borrow(3, 5_001, buffer.view[:first]).address,
+        opened.borrow(9_999, 6_003, buffer.view[first : first + second]).address,
     ]
     assert ctypes.string_at(addresses[0], 5_001) == data_of(100_003)[3:5_004]
     assert ctypes.string_at(addresses[1], 6_003) == data_of(100_003)[9_999:16_002]
@@ -144,7 +144,7 @@ def test_a_mapping_copies_nothing(path: Path) -> None:
     opened = opened_with("mmap", path)
     assert opened.room(50_000) == 0
     nothing = memoryview(b"")
-    assert opened.borrow(700, 10, nothing) - opened.borrow(200, 10, nothing) == 500
+    assert opened.borrow(700, 10, nothing).address - opened.borrow(200, 10, nothing).address == 500
     opened.close()
 
 
@@ -169,9 +169,9 @@ def test_several_threads_read_at_once(backend: str, path: Path) -> None:
         for _ in range(50):
             offset = chance.randrange(80_000)
             size = chance.randrange(1, 20_000)
-            address = opened.borrow(offset, size, buffer.view)
-            same = ctypes.string_at(address, size) == data[offset : offset + size]
-            opened.give_back(offset, size)
+            loan = opened.borrow(offset, size, buffer.view)
+            same = ctypes.string_at(loan.address, size) == data[offset : offset + size]
+            opened.give_back(loan)
             if not same:
                 return False
         return True
@@ -310,7 +310,7 @@ def test_direct_reads_are_aligned_in_offset_length_and_memory(path: Path, monkey
     real = platform._read_some
 
     def some(descriptor: int, view: memoryview, offset: int, flags: int) -> int:
-        seen.append((offset, len(view), address_of(view)))
+        seen.append((offset, len(view), platform.address_of(view)))
         return real(descriptor, view, offset, flags)
 
     opened = opened_with("direct", path)
@@ -332,6 +332,18 @@ def test_a_device_that_fails_is_an_error_that_says_where(
     opened = opened_with(backend, path)
     monkeypatch.setattr(platform, "_read_some", fail)
     with pytest.raises(CheckpointError, match=r"at offset 8,192 .*Input/output error") as caught:
+        borrowed(opened, 8_192, 100)
+    assert caught.value.file == str(path)
+    assert caught.value.remedy
+    opened.close()
+
+
+def test_a_mapping_whose_pages_cannot_be_had_is_an_error_that_says_where(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = opened_with("mmap", path)
+    monkeypatch.setattr(platform, "populate", lambda *_: False)
+    with pytest.raises(CheckpointError, match="bytes 8,192 to 8,292 cannot be read") as caught:
         borrowed(opened, 8_192, 100)
     assert caught.value.file == str(path)
     assert caught.value.remedy
@@ -457,9 +469,10 @@ def test_pages_of_a_range_given_back_leave_the_process(tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(bytes(200 * PAGE))
     opened = opened_with("mmap", path)
-    ctypes.string_at(opened.borrow(0, 200 * PAGE, memoryview(b"")), 200 * PAGE)
+    loan = opened.borrow(0, 200 * PAGE, memoryview(b""))
+    ctypes.string_at(loan.address, loan.size)
     assert resident_bytes(str(path)) == 200 * PAGE
-    opened.give_back(0, 200 * PAGE)
+    opened.give_back(loan)
     assert resident_bytes(str(path)) == 0
     opened.close()
 

@@ -11,7 +11,7 @@ import psutil
 
 from paramdelta.errors import BudgetError
 from paramdelta.planning.units import format_size
-from paramdelta.storage.platform import ALIGNMENT
+from paramdelta.storage.platform import ALIGNMENT, FOLIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,8 +44,12 @@ class Shape:
         return self.bytes_per_byte * (window + 2 * ALIGNMENT) + self.operands * 3 * ALIGNMENT
 
     def worker(self, window: int) -> int:
-        """Return the bytes that one worker takes: inputs, and the window with a page of slack on either side."""
-        return self.arena(window) + window + 2 * ALIGNMENT
+        """Return the bytes of RAM that one worker takes: inputs, and the window with a page of slack on either side.
+
+        Where inputs are mapped there is no arena, but a mapped range reaches to the ends of its folios; neighbouring
+        windows share these, so that it comes to one more folio for each operand.
+        """
+        return self.arena(window) + self.operands * FOLIO + window + 2 * ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from paramdelta.planning.layout import OutputShard
     from paramdelta.planning.plan import Plan
     from paramdelta.storage.sink import Sink
+    from paramdelta.storage.source import Loan
 
 _POLL_SECONDS: Final = 0.2
 
@@ -242,27 +243,27 @@ class _Worker(threading.Thread):
         self._output.view[ALIGNMENT : ALIGNMENT + len(header)] = header
         found = segments(window, shard, operations)
         for batch in batches(found, operations, self._inputs.room, self._arena.size):
-            addresses = self._borrow(batch)
+            loans = self._borrow(batch)
             for step in batch.steps:
-                self._compute(step, addresses)
-            for extent in batch.extents:
-                self._inputs.source(extent.file).give_back(extent.offset, extent.size)
+                self._compute(step, loans)
+            for extent, loan in zip(batch.extents, loans, strict=True):
+                self._inputs.source(extent.file).give_back(loan)
 
-    def _borrow(self, batch: Batch) -> list[int]:
-        addresses = []
+    def _borrow(self, batch: Batch) -> list[Loan]:
+        loans = []
         filled = 0
         for extent in batch.extents:
             source = self._inputs.source(extent.file)
             room = source.room(extent.size)
             memory = self._arena.view[filled : filled + room]
-            addresses.append(source.borrow(extent.offset, extent.size, memory))
+            loans.append(source.borrow(extent.offset, extent.size, memory))
             filled += room
-        return addresses
+        return loans
 
-    def _compute(self, step: Step, addresses: list[int]) -> None:
+    def _compute(self, step: Step, loans: list[Loan]) -> None:
         segment = step.segment
         operation = self._plan.operations[segment.operation]
-        sources = [addresses[extent] + begin for extent, begin in step.operands]
+        sources = [loans[extent].address + begin for extent, begin in step.operands]
         output = self._output.address + ALIGNMENT + segment.position
         if operation.op == "copy":
             ctypes.memmove(output, sources[0], segment.elements * operation.itemsize)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _MOST_LINES_PER_KIND: Final = 20
-_NUMBER: Final = re.compile(r"\d+")
+_NUMBER: Final = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,17})(?![0-9])")  # not 007, which would be shown as 7
 
 
 class Difference(NamedTuple):
@@ -46,14 +46,14 @@ def refuse(differences: Sequence[Difference]) -> MismatchError:
 
 def _summarise(differences: Iterable[Difference]) -> list[str]:
     """Return a line for each set of names that differ in their numbers alone and in the same way."""
-    groups: dict[tuple[str, str], list[list[int]]] = defaultdict(list)
+    groups: dict[tuple[tuple[str, ...], str], list[list[int]]] = defaultdict(list)
     for difference in differences:
-        pattern = _NUMBER.sub("{}", difference.tensor)
-        groups[pattern, difference.values].append([int(n) for n in _NUMBER.findall(difference.tensor)])
+        parts = _NUMBER.split(difference.tensor)
+        groups[tuple(parts[::2]), difference.values].append([int(number) for number in parts[1::2]])
     lines = []
     for (pattern, values), numbers in groups.items():
         columns = [_ranges(column) for column in zip(*numbers, strict=True)]
-        name = "".join(part for pair in zip(pattern.split("{}"), [*columns, ""], strict=True) for part in pair)
+        name = "".join(part for pair in zip(pattern, [*columns, ""], strict=True) for part in pair)
         times = f" ({len(numbers):,} tensors)" if len(numbers) > 1 else ""
         lines.append(f"{printable(clipped(name))}{times}" + (f": {values}" if values else ""))
     return lines

@@ -13,6 +13,7 @@ from paramdelta.checkpoint.checkpoint import Checkpoint, FileIdentity, open_chec
 from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.checkpoint.sidecars import Sidecar, choose_sidecars
 from paramdelta.checkpoint.unsupported import refuse_unmergeable
+from paramdelta.checkpoint.wording import quoted
 from paramdelta.planning.layout import Layout, OutputShard, by_size, lay_out, like_checkpoint
 from paramdelta.planning.manifest import Member, Operand, Operation, build_manifest
 from paramdelta.planning.recipe import Delta, Recipe
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 ARITHMETIC: Final = 1
 """Version of the arithmetic and the layout: it rises when the same request would give other bytes."""
+
+
+_DIGESTED: Final = ("fingerprint", "recipe", "inputs", "files", "tensors", "shards", "index", "sidecars")
+"""What `Plan.from_json` insists on; others may add to or change the rest of a plan's JSON."""
 
 
 class InputFile(NamedTuple):
@@ -93,7 +98,7 @@ class Plan:
 
         Paths do not count: an input may be moved or mounted elsewhere between two runs.
         """
-        return hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
+        return _digest(self._identity())
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -110,6 +115,10 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data: what `from_json` needs, and what scripts read."""
+        data = self._as_data()
+        return data | {"digest": _digest({field: data[field] for field in _DIGESTED})}
+
+    def _as_data(self) -> dict[str, Any]:
         return {
             "fingerprint": self.fingerprint,
             "recipe": asdict(self.recipe),
@@ -163,8 +172,10 @@ class Plan:
         """Return the plan that `to_json` described.
 
         Raises:
-            ValueError: the data was changed since: it does not have its own fingerprint.
+            ValueError: the data was changed since: it does not have its own digest.
         """
+        if data.get("digest") != _digest({field: data.get(field) for field in _DIGESTED}):
+            raise ValueError("the plan was changed after it was made: its digest does not match")
         recipe = dict(data["recipe"])
         recipe["deltas"] = tuple(Delta(**delta) for delta in recipe["deltas"])
         operations = tuple(
@@ -195,6 +206,10 @@ class Plan:
         if plan.fingerprint != data["fingerprint"]:
             raise ValueError("the plan was changed after it was made: its fingerprint does not match")
         return plan
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _identity_of(entry: dict[str, Any]) -> FileIdentity:
@@ -270,7 +285,7 @@ def _warnings(members: Sequence[Member], operations: Sequence[Operation]) -> lis
         warnings.append(
             PlanWarning(
                 "integers-copied",
-                f"{len(copied)} tensors of {kinds} are taken from the new base: {copied[0]}, …",
+                f"{len(copied)} tensors of {kinds} are taken from the new base: {quoted(copied[0])}, …",
             )
         )
     return warnings

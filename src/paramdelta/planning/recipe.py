@@ -22,8 +22,13 @@ class Delta:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.alpha):
-            raise RecipeError(f"alpha: must be a finite number, not {self.alpha}")
+        try:
+            alpha = float(self.alpha)  # 2 and 2.0 are one request and have one fingerprint
+        except (TypeError, ValueError, OverflowError):
+            alpha = math.nan
+        if not math.isfinite(alpha):
+            raise RecipeError(f"alpha: must be a finite number, not {self.alpha!r}")
+        object.__setattr__(self, "alpha", alpha)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.deltas:
             raise RecipeError("deltas: at least one is needed")
+        if self.dtype is not None and self.dtype != parse_dtype(self.dtype, "dtype"):
+            raise RecipeError(f"dtype: {self.dtype!r} is not as safetensors spells it", remedy="Use Recipe.of.")
+        if self.shard_size is not None and self.shard_size <= 0:
+            raise RecipeError(f"shard-size: must be more than zero, not {self.shard_size}")
 
     @classmethod
     def of(
@@ -62,7 +71,7 @@ class Recipe:
         Raises:
             RecipeError: a value does not parse; the message names the field.
         """
-        recipe = cls(new_base=str(new_base), deltas=(Delta(str(post), str(base), float(alpha)),))
+        recipe = cls(new_base=str(new_base), deltas=(Delta(str(post), str(base), alpha),))
         return replace(
             recipe,
             dtype=None if dtype is None else parse_dtype(dtype, "dtype"),

@@ -31,7 +31,7 @@ def parse_size(text: str | int, field: str) -> int:
     Raises:
         RecipeError: the text is not a positive size; the message names ``field``.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)\s*", str(text))
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise RecipeError(f"{field}: {text!r} is not a size", remedy="Write it like 512MB, 1.5GiB or 4096.")

@@ -15,11 +15,4 @@ class Buffer:
         self._memory = platform.allocate(size)
         self.size = size
         self.view = memoryview(self._memory)[:size]
-        self.address = address_of(self.view)
-
-
-def address_of(memory: memoryview) -> int:
-    """Return the address of a buffer's first byte. The caller keeps the buffer alive while the address is in use."""
-    import numpy as np  # planning imports this module and must start without numpy
-
-    return int(np.frombuffer(memory, dtype=np.uint8).ctypes.data)
+        self.address = platform.address_of(self.view)

@@ -24,6 +24,9 @@ _MADV_POPULATE_READ: Final = 22  # Linux 5.14; not named in Python 3.11
 _RWF_DONTCACHE: Final = 0x80  # Linux 6.14; not named in Python
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY})
 _EHWPOISON: Final[int] = getattr(errno, "EHWPOISON", 133)
+FOLIO: Final = 2 << 20
+"""Bytes. A touched page of a mapping brings in the whole folio of the page cache that holds it: at most so much."""
+
 _MOST_PER_CALL: Final = 1 << 30  # Linux stops short of 2 GiB in one call anyway
 
 _O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)
@@ -200,6 +203,8 @@ def uncached_read_flags(descriptor: int) -> int:
 
 def allocate(size: int) -> mmap.mmap:
     """Return ``size`` bytes of fresh, page-aligned, writable memory that no file backs."""
+    if hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, max(size, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return mmap.mmap(-1, max(size, PAGE))
 
 
@@ -225,13 +230,17 @@ def _advise_memory(address: int, size: int, advice: int) -> int:
     return ctypes.get_errno()
 
 
-def resident_share(mapping_address: int, size: int, samples: int = 64) -> float:
+def resident_share(descriptor: int, mapping_address: int, size: int, samples: int = 64) -> float:
     """Estimate which share (0 to 1) of a mapped file lies in the page cache, from evenly spread samples.
 
     Returns 0.0 where the system does not tell.
     """
     pages = -(-size // PAGE)
-    if _mincore is None or pages == 0:
+    if pages == 0:
+        return 0.0
+    if not _may_see_residency(descriptor):
+        return _share_read_without_waiting(descriptor, pages, samples)
+    if _mincore is None:
         return 0.0
     run = 16
     vector = ctypes.create_string_buffer(run)
@@ -244,6 +253,39 @@ def resident_share(mapping_address: int, size: int, samples: int = 64) -> float:
         seen += count
         resident += sum(byte & 1 for byte in vector.raw[:count])
     return resident / seen
+
+
+def _may_see_residency(descriptor: int) -> bool:
+    """Return whether mincore tells the truth: of a file that is neither owned nor writable it calls all resident."""
+    if not hasattr(os, "geteuid"):
+        return False
+    owner = os.fstat(descriptor).st_uid
+    return os.geteuid() in {0, owner}
+
+
+def _share_read_without_waiting(descriptor: int, pages: int, samples: int) -> float:
+    """Return the share of sampled pages that can be read at once; 0.0 where the system always waits."""
+    flag = getattr(os, "RWF_NOWAIT", 0)
+    if not flag:
+        return 0.0
+    resident = 0
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # or each sample would start a read-ahead
+    try:
+        for step in range(samples):
+            with contextlib.suppress(BlockingIOError):
+                resident += _read_some(descriptor, memoryview(bytearray(1)), step * pages // samples * PAGE, flag)
+    except OSError:
+        return 0.0
+    finally:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
+    return resident / samples
+
+
+def address_of(memory: memoryview | mmap.mmap) -> int:
+    """Return the address of a buffer's first byte. The caller keeps the buffer alive while the address is in use."""
+    import numpy as np  # planning imports this module and must start without numpy
+
+    return int(np.frombuffer(memory, dtype=np.uint8).ctypes.data)
 
 
 def peak_rss() -> int:

@@ -1,19 +1,20 @@
 """A file that is read by byte range: mapped, by positional reads, or around the page cache, behind one protocol.
 
-A range is *borrowed*: the source returns the address of its first byte, which lies in the mapping itself (nothing is
-copied) or in the buffer that the caller lends, and is valid until the range is given back.
+A range is *borrowed*: the loan has the address of its first byte, which lies in a mapping of the file (nothing is
+copied) or in the buffer that the caller lends, and is valid until the loan is given back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from paramdelta.errors import CheckpointError, InputChangedError
 from paramdelta.storage import platform
-from paramdelta.storage.memory import Buffer, address_of
+from paramdelta.storage.memory import Buffer
 from paramdelta.storage.platform import ALIGNMENT
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ MOSTLY_RESIDENT: Final = 0.5
 """From this share of a file in the page cache on, mapping it beats reading it from the device."""
 
 
+class Loan(NamedTuple):
+    """A borrowed range: the address of its first byte, and its size in bytes."""
+
+    address: int
+    size: int
+
+
 class Source(Protocol):
     """Bytes of one input file. All methods may be called from several threads at once."""
 
@@ -34,15 +42,15 @@ class Source(Protocol):
     def room(self, size: int) -> int:
         """Return how many bytes of buffer a range of ``size`` bytes takes at most."""
 
-    def borrow(self, offset: int, size: int, memory: memoryview) -> int:
-        """Return the address of the byte at ``offset``; ``memory`` is page-aligned and has ``room(size)`` bytes.
+    def borrow(self, offset: int, size: int, memory: memoryview) -> Loan:
+        """Return a range of at least one byte; ``memory`` is page-aligned and has ``room(size)`` bytes.
 
         Raises:
             InputChangedError: the file has become shorter.
             CheckpointError: the device failed.
         """
 
-    def give_back(self, offset: int, size: int) -> None:
+    def give_back(self, loan: Loan) -> None:
         """Say that a borrowed range is no longer used."""
 
     def close(self) -> None:
@@ -139,28 +147,29 @@ class MappedSource:
     backend: Backend = "mmap"
 
     def __init__(self, path: str, size: int) -> None:
+        if size == 0:
+            raise OSError(errno.EINVAL, "an empty file cannot be mapped", path)
         self._file = _File(path, size)
         try:
-            self._map = mmap.mmap(self._file.descriptor, 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
+            self._map = mmap.mmap(self._file.descriptor, size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):
             os.close(self._file.descriptor)
-            raise (
-                error if isinstance(error, OSError) else OSError(22, "an empty file cannot be mapped", path)
-            ) from None
-        self._address = address_of(memoryview(self._map))
+            self._file.check_size()
+            raise
+        self._address = platform.address_of(self._map)
 
     def resident_share(self) -> float:
-        """Return the share of the file, 0 to 1, that the page cache holds."""
-        return platform.resident_share(self._address, self._file.size)
+        """Return the share of the file, 0 to 1, that the page cache holds, by a sample."""
+        return platform.resident_share(self._file.descriptor, self._address, self._file.size)
 
     def room(self, size: int) -> int:  # noqa: ARG002
         """No buffer is needed."""
         return 0
 
-    def borrow(self, offset: int, size: int, memory: memoryview) -> int:  # noqa: ARG002
-        """Return an address inside the mapping.
+    def borrow(self, offset: int, size: int, memory: memoryview) -> Loan:  # noqa: ARG002
+        """Return a range of the mapping.
 
-        A file that shrinks later than this check can still end the process with SIGBUS.
+        A file that shrinks later than this can still end the process with SIGBUS.
         """
         self._file.check_size()
         if not platform.populate(self._address + offset, size):
@@ -170,11 +179,17 @@ class MappedSource:
                 file=self._file.path,
                 remedy="Check the disk, or copy the checkpoint to another one.",
             )
-        return self._address + offset
+        return Loan(self._address + offset, size)
 
-    def give_back(self, offset: int, size: int) -> None:
-        """Unmap the pages: mapped pages count as this process's RSS."""
-        platform.forget(self._address + offset, size)
+    def give_back(self, loan: Loan) -> None:
+        """Unmap the pages: mapped pages count as this process's RSS.
+
+        Their whole folios go, since they came whole; whoever still uses a part of one finds it mapped again.
+        """
+        offset = loan.address - self._address
+        begin = offset - offset % platform.FOLIO
+        end = min(-(-(offset + loan.size) // platform.FOLIO) * platform.FOLIO, self._file.size)
+        platform.forget(self._address + begin, end - begin)
 
     def close(self) -> None:
         """Unmap and close the file."""
@@ -195,12 +210,12 @@ class PositionalSource:
         """Return ``size``, rounded up so that the next range starts aligned."""
         return _round_up(size)
 
-    def borrow(self, offset: int, size: int, memory: memoryview) -> int:
+    def borrow(self, offset: int, size: int, memory: memoryview) -> Loan:
         """Read the range into ``memory``."""
         self._file.read(offset, memory[:size], size, self._flags)
-        return address_of(memory)
+        return Loan(platform.address_of(memory), size)
 
-    def give_back(self, offset: int, size: int) -> None:
+    def give_back(self, loan: Loan) -> None:
         """Nothing to do: the buffer is the caller's."""
 
     def close(self) -> None:
@@ -225,14 +240,14 @@ class DirectSource:
         """Return ``size`` and what reading whole aligned blocks adds to it."""
         return _round_up(size) + ALIGNMENT
 
-    def borrow(self, offset: int, size: int, memory: memoryview) -> int:
+    def borrow(self, offset: int, size: int, memory: memoryview) -> Loan:
         """Read the aligned blocks that hold the range into ``memory``."""
         begin = offset - offset % ALIGNMENT
         end = _round_up(offset + size)
         self._file.read(begin, memory[: end - begin], offset + size - begin, grain=ALIGNMENT)
-        return address_of(memory) + offset - begin
+        return Loan(platform.address_of(memory) + offset - begin, size)
 
-    def give_back(self, offset: int, size: int) -> None:
+    def give_back(self, loan: Loan) -> None:
         """Nothing to do: the buffer is the caller's."""
 
     def close(self) -> None:

@@ -1,0 +1,204 @@
+"""The device's floor: how long a merge's traffic takes without a merge. `python -m bench.floor INPUT... -o DIR`.
+
+Reads all inputs and writes as much as one of them, past the page cache and at the same time, synced at the end. Two
+ways of doing it, because neither is always the faster one: fio (libaio) where installed, and a loop of threads here.
+The faster one counts, so that what is called the floor is the best that this machine was seen to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import mmap
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+MIB = 1 << 20
+BLOCK = 4096  # what O_DIRECT wants offsets, lengths and memory to be multiples of
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What is moved: these files are read, and this many bytes are written."""
+
+    reads: tuple[Path, ...]
+    write_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """Count the bytes moved in both directions."""
+        return sum(whole_blocks(path.stat().st_size) for path in self.reads) + whole_blocks(self.write_bytes)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of moving the bytes: fio's queue depth, or this module's number of threads."""
+
+    tool: str
+    depth: int
+    block_bytes: int
+
+    def __str__(self) -> str:
+        unit = "deep" if self.tool == "fio" else "threads"
+        return f"{self.tool}, {self.depth} {unit}, {self.block_bytes // MIB} MiB blocks"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """One timing."""
+
+    method: Method
+    seconds: float
+    bytes: int
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """Rate in both directions together, in 10^9 bytes a second."""
+        return self.bytes / self.seconds / 1e9
+
+
+METHODS = (
+    Method("fio", 4, 4 * MIB),
+    Method("fio", 16, 1 * MIB),
+    Method("threads", 2, 8 * MIB),
+    Method("threads", 4, 4 * MIB),
+    Method("threads", 8, 4 * MIB),
+)
+
+
+def whole_blocks(size: int) -> int:
+    """Return the size without its unaligned rest, which O_DIRECT cannot move and which is too small to matter."""
+    return size - size % BLOCK
+
+
+def fio_job(name: str, path: Path, size: int, direction: str) -> list[str]:
+    """Return the options of one fio job."""
+    job = [f"--name={name}", f"--filename={path}", f"--size={size}", f"--rw={direction}"]
+    return [*job, "--fallocate=native", "--end_fsync=1"] if direction == "write" else job
+
+
+def fio_seconds(traffic: Traffic, method: Method, scratch: Path) -> float:
+    """Time the longest of the concurrent jobs, by fio's own clock: without its start and its report."""
+    jobs = [
+        option
+        for number, path in enumerate(traffic.reads)
+        for option in fio_job(f"read{number}", path, whole_blocks(path.stat().st_size), "read")
+    ]
+    jobs += fio_job("write", scratch, whole_blocks(traffic.write_bytes), "write")
+    settings = ["--ioengine=libaio", "--direct=1", f"--bs={method.block_bytes}", f"--iodepth={method.depth}"]
+    done = subprocess.run(
+        ["fio", "--output-format=json", "--invalidate=0", *settings, *jobs],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    return max(float(job["job_runtime"]) for job in report["jobs"]) / 1000
+
+
+@contextlib.contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """Open a descriptor, to be closed at the end."""
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def move(buffer: memoryview, reads: Sequence[tuple[int, int]], write: int | None, offset: int) -> None:
+    """Read the block at the offset from each file that reaches so far, then write one; short transfers go on."""
+    for descriptor, size in reads:
+        done, wanted = 0, max(0, min(len(buffer), size - offset))
+        while done < wanted:
+            count = os.preadv(descriptor, [buffer[done:wanted]], offset + done)
+            if count == 0:
+                raise OSError(f"a file ended before byte {offset + wanted}")
+            done += count
+    if write is not None:
+        done = 0
+        while done < len(buffer):
+            done += os.pwritev(write, [buffer[done:]], offset + done)
+
+
+def thread_seconds(traffic: Traffic, method: Method, scratch: Path) -> float:
+    """Merge without arithmetic: each thread takes the next window, reads it from every input and writes it once."""
+    total = whole_blocks(traffic.write_bytes)
+    extent = max([total, *(path.stat().st_size for path in traffic.reads)])
+    local = threading.local()
+    with contextlib.ExitStack() as stack:
+        reads = [
+            (stack.enter_context(opened(path, os.O_RDONLY | os.O_DIRECT)), whole_blocks(path.stat().st_size))
+            for path in traffic.reads
+        ]
+        write = stack.enter_context(opened(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT))
+
+        def work(offset: int) -> None:
+            if not hasattr(local, "buffer"):
+                local.buffer = mmap.mmap(-1, method.block_bytes)  # anonymous mappings are aligned
+            length = max(0, min(method.block_bytes, total - offset))
+            view = memoryview(local.buffer)
+            if length:
+                move(view[:length], reads, write, offset)
+            else:
+                move(view, reads, None, offset)
+
+        start = time.perf_counter()
+        os.posix_fallocate(write, 0, total)
+        with ThreadPoolExecutor(method.depth) as workers:
+            for _ in workers.map(work, range(0, extent, method.block_bytes)):
+                pass
+        os.fsync(write)
+        return time.perf_counter() - start
+
+
+def measure_floor(traffic: Traffic, method: Method, directory: Path) -> Floor:
+    """Time one method; the file it writes is removed."""
+    os.sync()
+    seconds_of = fio_seconds if method.tool == "fio" else thread_seconds
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        return Floor(method, seconds_of(traffic, method, Path(scratch, "floor.bin")), traffic.bytes)
+
+
+def available_methods() -> list[Method]:
+    """Return the methods that can run here."""
+    return [method for method in METHODS if method.tool != "fio" or shutil.which("fio")]
+
+
+def best_methods(traffic: Traffic, directory: Path) -> list[Method]:
+    """Find each tool's fastest method, after one try of every method."""
+    best: dict[str, Floor] = {}
+    for method in available_methods():
+        floor = measure_floor(traffic, method, directory)
+        if method.tool not in best or floor.seconds < best[method.tool].seconds:
+            best[method.tool] = floor
+    return [floor.method for floor in best.values()]
+
+
+def main() -> None:
+    """Print the time of every method."""
+    parser = argparse.ArgumentParser(description="Time the reads and the write of a merge, without the merge.")
+    parser.add_argument("inputs", nargs="+", type=Path, help="files to read")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="directory on the filesystem to write to")
+    parser.add_argument("--write-bytes", type=int, help="default: the size of the last input")
+    options = parser.parse_args()
+    traffic = Traffic(tuple(options.inputs), options.write_bytes or options.inputs[-1].stat().st_size)
+    for method in available_methods():
+        floor = measure_floor(traffic, method, options.output)
+        print(f"{method!s:40} {floor.seconds:6.2f} s  {floor.gigabytes_per_second:5.2f} GB/s")
+
+
+if __name__ == "__main__":
+    main()

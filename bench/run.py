@@ -1,0 +1,251 @@
+"""Compares paramdelta with its peers and with the disk: `python -m bench.run --rounds 5`.
+
+See README.md beside this file for what is measured and how the comparison is kept fair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.contenders import REFERENCE, Contender, Tools, all_contenders, default_tools
+from bench.floor import Method, Traffic, best_methods, measure_floor
+from bench.machine import describe, memory_bytes, versions
+from bench.measure import Measurement, drop_caches, measure, warm
+from bench.report import Agreement, Failure, FloorRun, Results, Run, render
+from bench.tensors import count_different
+from bench.triple import MODELS, Triple, TripleSpec, make_triple
+
+ROOT = Path(__file__).resolve().parent.parent
+MODES = ("warm", "cold")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, parsed."""
+
+    model: str
+    shards: int
+    rounds: int
+    directory: Path
+    modes: tuple[str, ...]
+    only: tuple[str, ...]
+    tools: Tools
+    out: Path
+    clean: bool
+
+
+@dataclass
+class Bench:
+    """One benchmark as it goes along: what is compared, and what has been found so far."""
+
+    triple: Triple
+    scratch: Path
+    contenders: list[Contender]
+    runs: list[Run] = field(default_factory=list)
+    floors: list[FloorRun] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, contender: Contender, output: Path) -> Measurement:
+        """Run one contender once. A contender that fails is not tried again."""
+        shutil.rmtree(output, ignore_errors=True)
+        os.sync()  # dirty pages of earlier runs are not this one's to write
+        command = contender.command(self.triple, output, self.scratch)
+        result = measure(command, output=output, environment=dict(contender.environment))
+        if not result.ok:
+            self.failures.append(Failure(contender.name, result.exit_code, self.last_words(result)))
+            self.contenders.remove(contender)
+        return result
+
+    def last_words(self, result: Measurement) -> str:
+        """Return the end of a failed run's stderr, without this machine's paths: it will be published."""
+        return result.last_words().replace(f"{self.scratch}/", "").replace(f"{ROOT}/", "")
+
+    def rehearse(self) -> None:
+        """Run everything once untimed, so that all have their caches of compiled code, and compare outputs."""
+        outputs: dict[str, Path] = {}
+        for contender in list(self.contenders):
+            output = self.scratch / f"rehearsal-{contender.name}"
+            say(f"rehearsal: {contender.name}")
+            if self.run(contender, output).ok:
+                outputs[contender.name] = output
+                if REFERENCE in outputs and contender.name != REFERENCE:
+                    self.compare(outputs[REFERENCE], output, contender.name)
+            if contender.name != REFERENCE:
+                shutil.rmtree(output, ignore_errors=True)
+        if REFERENCE in outputs:
+            shutil.rmtree(outputs[REFERENCE])
+
+    def compare(self, reference: Path, output: Path, name: str) -> None:
+        """Count the elements in which an output differs from paramdelta's."""
+        try:
+            self.agreements.append(Agreement(name, *count_different(reference, output)))
+        except ValueError as error:
+            self.notes.append(f"The output of {name} could not be compared: {error}.")
+
+    def play(self, number: int, mode: str) -> None:
+        """Play one round: everybody once, each round beginning with another one."""
+        start = number % max(1, len(self.contenders))
+        for contender in self.contenders[start:] + self.contenders[:start]:
+            output = self.scratch / "output"
+            if mode == "warm":
+                warm(self.triple.files())
+            elif not drop_caches():
+                return
+            result = self.run(contender, output)
+            shutil.rmtree(output, ignore_errors=True)
+            say(f"round {number + 1}, {mode}: {contender.name:20} {result.wall_seconds:7.2f} s")
+            if result.ok:
+                self.runs.append(Run(contender.name, mode, number, result))
+
+    def play_floor(self, number: int, mode: str, methods: list[Method]) -> None:
+        """Time the disk in this round: the best of the methods counts."""
+        traffic = floor_traffic(self.triple, mode)
+        floors = [measure_floor(traffic, method, self.scratch) for method in methods]
+        floor = min(floors, key=lambda each: each.seconds)
+        say(f"round {number + 1}, {mode}: {'floor':20} {floor.seconds:7.2f} s ({floor.method})")
+        self.floors.append(FloorRun(mode, number, floor))
+
+
+def say(message: str) -> None:
+    """Report progress, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def floor_traffic(triple: Triple, mode: str) -> Traffic:
+    """Return what the device has to move: everything when cold, the output alone when warm."""
+    return Traffic(tuple(triple.files()) if mode == "cold" else (), triple.tensor_bytes)
+
+
+def floor_methods(triple: Triple, mode: str, directory: Path) -> list[Method]:
+    """Find the best setting of each tool."""
+    return best_methods(floor_traffic(triple, mode), directory)
+
+
+def possible_modes(options: Options, triple: Triple, notes: list[str]) -> list[str]:
+    """Return the modes that mean something on this machine; a note says why one does not."""
+    modes = list(options.modes)
+    if "cold" in modes and not drop_caches():
+        modes.remove("cold")
+        notes.append("No cold runs: the page cache can only be dropped by root.")
+    inputs = sum(path.stat().st_size for path in triple.files())
+    if "warm" in modes and inputs > 0.6 * memory_bytes():
+        modes.remove("warm")
+        notes.append("No warm runs: the inputs do not fit into the page cache beside a contender.")
+    return modes
+
+
+def check_disk(options: Options) -> None:
+    """Stop before a triple and two outputs would fill the disk."""
+    size = sum(tensor.nbytes for tensor in MODELS[options.model].tensors())
+    free = shutil.disk_usage(options.directory).free
+    if free < 6 * size:
+        raise SystemExit(f"{options.directory}: {6 * size / 1e9:.0f} GB are needed, {free / 1e9:.0f} GB are free")
+
+
+def run_rounds(bench: Bench, modes: list[str], rounds: int) -> None:
+    """Play all rounds in all modes, the disk's floor among them."""
+    methods: dict[str, list[Method]] = {}
+    for mode in modes:
+        say(f"looking for the fastest way to move the bytes ({mode})")
+        try:
+            methods[mode] = floor_methods(bench.triple, mode, bench.scratch)
+        except OSError as error:
+            bench.notes.append(f"No floor: direct I/O does not work here ({error}).")
+    for number in range(rounds):
+        for mode in modes:
+            if mode in methods:
+                bench.play_floor(number, mode, methods[mode])
+            bench.play(number, mode)
+
+
+def run(options: Options) -> Results:
+    """Do the whole benchmark."""
+    options.directory.mkdir(parents=True, exist_ok=True)
+    spec = TripleSpec(options.model, options.shards)
+    home = options.directory / f"triple-{spec.model}-{spec.shards}"
+    if not home.is_dir():
+        check_disk(options)
+    say(f"triple: {home}")
+    triple = make_triple(home, spec)
+    contenders = [c for c in all_contenders(options.tools) if not options.only or c.name in options.only]
+    with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
+        bench = Bench(triple, Path(scratch), list(contenders))
+        modes = possible_modes(options, triple, bench.notes)
+        bench.rehearse()
+        run_rounds(bench, modes, options.rounds)
+    if options.clean:
+        shutil.rmtree(home)
+    return Results(
+        spec=spec,
+        tensor_bytes=triple.tensor_bytes,
+        rounds=options.rounds,
+        machine=describe(options.directory),
+        versions=tool_versions(options.tools),
+        contenders=contenders,
+        runs=bench.runs,
+        floors=bench.floors,
+        agreements=bench.agreements,
+        failures=bench.failures,
+        notes=bench.notes,
+    )
+
+
+def tool_versions(tools: Tools) -> dict[str, str]:
+    """Return what the contenders consist of."""
+    ours = tools.paramdelta.with_name("python")
+    return {
+        "paramdelta": versions(ours, "paramdelta", "numba", "numpy"),
+        "peers": versions(tools.peers / "python", "mergekit", "torch", "transformers", "safetensors"),
+    }
+
+
+def parse_arguments() -> Options:
+    """Read the command line."""
+    tools = default_tools(ROOT)
+    names = [contender.name for contender in all_contenders(tools)]
+    parser = argparse.ArgumentParser(description="Compare paramdelta with its peers and with the disk.")
+    parser.add_argument("--model", choices=sorted(MODELS), default="1b")
+    parser.add_argument("--shards", type=int, default=1, help="files per checkpoint")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--only", nargs="+", choices=names, default=[], help="contenders to run")
+    parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir(), "paramdelta-bench"))
+    parser.add_argument("--paramdelta", type=Path, default=tools.paramdelta, help="the paramdelta program")
+    parser.add_argument("--peers", type=Path, default=tools.peers, help="bin directory of the peers' environment")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "RESULTS.md")
+    parser.add_argument("--clean", action="store_true", help="remove the triple afterwards")
+    given = parser.parse_args()
+    return Options(
+        model=given.model,
+        shards=given.shards,
+        rounds=given.rounds,
+        directory=given.dir.resolve(),
+        modes=tuple(given.mode),
+        only=tuple(given.only),
+        tools=Tools(given.paramdelta, given.peers),
+        out=given.out,
+        clean=given.clean,
+    )
+
+
+def main() -> None:
+    """Run the benchmark and write its results."""
+    options = parse_arguments()
+    results = run(options)
+    options.out.write_text(render(results))
+    options.out.with_name(options.out.stem.lower() + ".json").write_text(results.to_json())
+    say(f"written: {options.out}")
+    if results.failures:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
