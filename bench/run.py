@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from bench.triple import MODELS, Triple, TripleSpec, make_triple
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("warm", "cold")
+SETTLE_SECONDS = 3.0  # after the run before: freed blocks are discarded, and virtual disks pay off bursts
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,19 @@ class Bench:
             self.notes.append(f"The output of {name} could not be compared: {error}.")
 
     def play(self, number: int, mode: str) -> None:
-        """Play one round: everybody once, each round beginning with another one."""
-        start = number % max(1, len(self.contenders))
-        for contender in self.contenders[start:] + self.contenders[:start]:
+        """Play one round: everybody once, in an order of its own.
+
+        A device may still be paying for the run before, so nobody always follows the same one.
+        """
+        order = list(self.contenders)
+        random.Random(f"{mode} {number}").shuffle(order)
+        for contender in order:
             output = self.scratch / "output"
             if mode == "warm":
                 warm(self.triple.files())
             elif not drop_caches():
                 return
+            time.sleep(SETTLE_SECONDS)
             result = self.run(contender, output)
             shutil.rmtree(output, ignore_errors=True)
             say(f"round {number + 1}, {mode}: {contender.name:20} {result.wall_seconds:7.2f} s")
@@ -108,7 +116,11 @@ class Bench:
     def play_floor(self, number: int, mode: str, methods: list[Method]) -> None:
         """Time the disk in this round: the best of the methods counts."""
         traffic = floor_traffic(self.triple, mode)
-        floors = [measure_floor(traffic, method, self.scratch) for method in methods]
+        floors = []
+        for method in methods:
+            os.sync()
+            time.sleep(SETTLE_SECONDS)
+            floors.append(measure_floor(traffic, method, self.scratch))
         floor = min(floors, key=lambda each: each.seconds)
         say(f"round {number + 1}, {mode}: {'floor':20} {floor.seconds:7.2f} s ({floor.method})")
         self.floors.append(FloorRun(mode, number, floor))

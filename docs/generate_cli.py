@@ -21,7 +21,8 @@ def render() -> str:
 
 def _help(command: click.Command, name: str | None = None) -> str:
     parent = click.Context(commands, info_name="paramdelta") if name else None
-    with click.Context(command, info_name=name or "paramdelta", parent=parent, terminal_width=100) as context:
+    settings = {**commands.context_settings, "terminal_width": 100}
+    with click.Context(command, info_name=name or "paramdelta", parent=parent, **settings) as context:
         return f"```text\n{command.get_help(context)}\n```"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paramdelta.api import MergeResult, inspect, merge, merge_recipe, plan
     from paramdelta.checkpoint.checkpoint import Checkpoint
-    from paramdelta.engine.pipeline import Progress
+    from paramdelta.engine.progress import Progress
     from paramdelta.errors import (
         BudgetError,
         CancelledError,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "paramdelta.api": ("MergeResult", "inspect", "merge", "merge_recipe", "plan"),
     "paramdelta.checkpoint.checkpoint": ("Checkpoint",),
-    "paramdelta.engine.pipeline": ("Progress",),
+    "paramdelta.engine.progress": ("Progress",),
     "paramdelta.errors": (
         "BudgetError",
         "CancelledError",

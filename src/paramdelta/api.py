@@ -16,21 +16,23 @@ import psutil
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.checkpoint.wording import clipped, printable
 from paramdelta.engine import budget as budgets
-from paramdelta.engine.output import OutputDirectory, free_space, is_complete
-from paramdelta.errors import NonFiniteError, RecipeError
-from paramdelta.planning.plan import ARITHMETIC, Plan, PlanWarning, make_plan, widest_ratio
+from paramdelta.engine.location import free_space
+from paramdelta.engine.output import OutputDirectory
+from paramdelta.engine.receipt import is_complete
+from paramdelta.errors import CancelledError, NonFiniteError, RecipeError
+from paramdelta.planning.layout import INDEX_FILE
+from paramdelta.planning.plan import ARITHMETIC, Plan, PlanWarning, make_plan
 from paramdelta.planning.recipe import Recipe
 from paramdelta.planning.units import format_size, parse_size
 from paramdelta.storage import platform
+from paramdelta.storage.source import IO_CHOICES
 
 if TYPE_CHECKING:
     import os
     import threading
     from collections.abc import Callable
 
-    from paramdelta.engine.pipeline import Outcome, Progress
-
-IO_CHOICES = ("auto", "mmap", "pread", "direct")
+    from paramdelta.engine.progress import Outcome, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class MergeResult:
         resumed_shards: shards that an earlier run had already finished.
         nonfinite: new infinities and NaNs by tensor, ``{"infinities": …, "nans": …}``.
         already_complete: nothing was done, since the output was there already.
+
+    ``workers`` and ``window_bytes`` (bytes of output in one window) are how the budget was used.
     """
 
     output: str
@@ -188,7 +192,10 @@ def merge_recipe(
         return _result(path, made, started, already_complete=True)
     platform.raise_open_file_limit()
     with OutputDirectory(path, made, overwrite=overwrite) as directory:
+        _stop_if(cancelled)
         budget = _budget(made, most, workers)
+        _stop_if(cancelled)
+        directory.begin()
         from paramdelta.engine import pipeline
 
         outcome = pipeline.run(made, budget, io, directory, on_progress, cancelled)
@@ -202,7 +209,12 @@ def estimate_memory(plan: Plan) -> int:
     """Return the bytes of RAM that a merge holds by default on this machine."""
     kernels = 150_000_000  # interpreter, numba and its compiled kernels, as measured
     used = kernels + _manifest_bytes(plan)
-    return budgets.decide(None, None, _shape(plan), used, used).memory
+    return budgets.decide(None, None, budgets.Shape.of(plan.operations), used, used).memory
+
+
+def _stop_if(cancelled: threading.Event | None) -> None:
+    if cancelled is not None and cancelled.is_set():
+        raise CancelledError("stopped on request")
 
 
 def _manifest_bytes(plan: Plan) -> int:
@@ -215,11 +227,7 @@ def _budget(plan: Plan, memory: int | None, workers: int | None) -> budgets.Budg
 
     kernels.prepare({(tuple(o.dtype for o in op.operands), op.alphas, op.dtype) for op in plan.operations if op.alphas})
     used = psutil.Process().memory_info().rss
-    return budgets.decide(memory, workers, _shape(plan), used, platform.peak_rss())
-
-
-def _shape(plan: Plan) -> budgets.Shape:
-    return budgets.Shape(*widest_ratio(plan.operations))
+    return budgets.decide(memory, workers, budgets.Shape.of(plan.operations), used, platform.peak_rss())
 
 
 def _result(
@@ -271,8 +279,6 @@ def _receipt(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     files = [{"name": shard.name, "bytes": shard.size} for shard in plan.shards]
     files += [{"name": car.name, "bytes": car.identity.size} for car in plan.sidecars]
     if plan.layout.index is not None:
-        from paramdelta.planning.layout import INDEX_FILE
-
         files.append({"name": INDEX_FILE, "bytes": len(plan.layout.index)})
     return {
         "paramdelta": version("paramdelta"),
@@ -280,6 +286,7 @@ def _receipt(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "inputs": [{"role": source.role, "name": Path(source.path).name} for source in plan.inputs],
         "alphas": [delta.alpha for delta in plan.recipe.deltas],
+        "exactly_rounded": plan.recipe.is_exact,
         "tensors": len(plan.operations),
         "files": files,
         "nonfinite": _counts(outcome),

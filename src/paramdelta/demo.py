@@ -15,9 +15,11 @@ from safetensors import safe_open
 from paramdelta import api
 from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.checkpoint.header import TensorEntry, build_header
-from paramdelta.errors import VerificationError
+from paramdelta.errors import OutputError, VerificationError
+from paramdelta.storage.sink import output_refused
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
@@ -35,25 +37,45 @@ class DemoResult:
     elements: int
 
 
-def run(directory: str | None = None, say: Callable[[str], None] | None = None) -> DemoResult:
+def run(
+    directory: str | None = None,
+    say: Callable[[str], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> DemoResult:
     """Make a triple, merge it, check every element.
 
     Args:
         directory: where to keep triple and result; a temporary directory by default, which is removed.
         say: called with a line on each step.
+        cancelled: set it, from any thread, to stop the merge.
 
     Raises:
+        OutputError: ``directory`` is not empty, or cannot be written.
         VerificationError: the result is wrong.
     """
     say = say or _quietly
     with ExitStack() as stack:
         root = Path(directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="paramdelta-demo-")))
+        if directory:
+            _refuse_used(root)
         say(f"making three Llama-shaped checkpoints ({LAYERS} layers, hidden size {HIDDEN}), sharded differently")
-        make_triple(root)
+        try:
+            make_triple(root)
+        except OSError as error:
+            raise output_refused(error, root) from error
         say("merging: post - base + new_base")
-        result = api.merge(root / "post", root / "base", root / "new_base", root / "merged")
+        result = api.merge(root / "post", root / "base", root / "new_base", root / "merged", cancelled=cancelled)
         say("checking every element against exact arithmetic")
         return DemoResult(result, check(root))
+
+
+def _refuse_used(root: Path) -> None:
+    try:
+        used = root.exists() and any(root.iterdir())
+    except OSError as error:
+        raise output_refused(error, root) from error
+    if used:
+        raise OutputError("is not empty", file=str(root), remedy="Choose a directory that does not exist, or is empty.")
 
 
 def _quietly(line: str) -> None:

@@ -39,7 +39,7 @@ class ParamDeltaError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        where = f"{self.file}: " if self.file and self.file not in self.message else ""
+        where = f"{self.file}: " if self.file and not self.message.startswith(self.file) else ""
         named = self.tensor is None or repr(self.tensor) in self.message or "\n" in self.message
         which = "" if named else f" (tensor {self.tensor!r})"
         advice = f"\n{self.remedy}" if self.remedy else ""

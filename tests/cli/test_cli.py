@@ -291,3 +291,61 @@ def test_the_whole_process_stays_within_its_memory_budget(tmp_path: Path, io: st
     assert result["peak_rss_bytes"] <= 256_000_000
     assert result["io"] == io
     assert result["bytes_written"] > 800_000_000
+
+
+def test_usage_errors_are_json_too_where_json_is_asked_for(triple: Path) -> None:
+    run = paramdelta("merge", *of(triple), "--json")
+    assert run.returncode == 2
+    assert json.loads(run.stdout)["error"]["code"] == 2
+    assert "--output" in json.loads(run.stdout)["error"]["message"]
+
+
+def test_errors_name_a_relative_output(triple: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/file").touch()
+    run = paramdelta("merge", *of(triple), "-o", "out", cwd=tmp_path)
+    failed(run, 5)
+    assert run.stderr.startswith("error: out: ")
+
+
+def test_a_demo_never_writes_over_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/config.json").write_text("mine")
+    failed(paramdelta("demo", "-o", tmp_path / "models"), 5, "not empty")
+    assert (tmp_path / "models/config.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["n" * 300, "loop/out"])
+def test_outputs_that_cannot_even_be_looked_at_exit_5(triple: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    failed(paramdelta("merge", *of(triple), "-o", tmp_path / place), 5)
+
+
+def test_a_budget_too_small_leaves_the_old_output_where_it_was(triple: Path, tmp_path: Path) -> None:
+    assert paramdelta("merge", *of(triple), "-o", tmp_path / "out").returncode == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    run = paramdelta("merge", *of(triple), "-o", tmp_path / "out", "--overwrite", "--memory", "20MB", "--alpha", "2")
+    failed(run, 9)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    for role in ("post", "base", "new_base"):
+        sparse_checkpoint(tmp_path / role, {f"w{n}": (1 << 14, 1 << 14) for n in range(3)})
+    command = [sys.executable, "-m", "paramdelta", "merge", *of(tmp_path), "-o", str(tmp_path / "out")]
+    with subprocess.Popen([*command, "--io", "pread", "--workers", "1"], stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("out/.paramdelta/*.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        _, message = process.communicate(timeout=60)
+    assert process.returncode in {130, -signal.SIGINT}
+    assert "Traceback" not in message
+
+
+def test_readers_that_have_had_enough_are_no_bug(triple: Path) -> None:
+    command = f"{sys.executable} -m paramdelta inspect {triple}/post --json | head -c 10"
+    run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert "bug" not in run.stderr

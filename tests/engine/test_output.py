@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,13 @@ import filelock
 import pytest
 
 from paramdelta import api
+from paramdelta.checkpoint.checkpoint import FileIdentity
 from paramdelta.engine import output as output_module
-from paramdelta.engine.output import STAGING, OutputDirectory, is_complete, read_receipt
-from paramdelta.errors import NonFiniteError, OutputError
-from paramdelta.planning.plan import make_plan
+from paramdelta.engine.location import free_space
+from paramdelta.engine.output import OutputDirectory
+from paramdelta.engine.receipt import RECEIPT, STAGING, is_complete, read_receipt
+from paramdelta.errors import BudgetError, CheckpointError, InputChangedError, NonFiniteError, OutputError
+from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe
 from paramdelta.storage import platform
 from tests.make import encode, normal, write_checkpoint
@@ -36,6 +41,10 @@ def triple(tmp_path: Path) -> Path:
 
 def merge(triple: Path, output: Path, **options: Any) -> api.MergeResult:
     return api.merge(triple / "post", triple / "base", triple / "new_base", output, **options)
+
+
+def plan_of(triple: Path) -> Plan:
+    return make_plan(Recipe.of(triple / "post", triple / "base", triple / "new_base"))
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -116,7 +125,7 @@ def test_a_failure_while_publishing_leaves_nothing(
 
 
 def test_missing_parents_are_created_and_removed_again_after_a_failure(triple: Path, tmp_path: Path) -> None:
-    plan = make_plan(Recipe.of(triple / "post", triple / "base", triple / "new_base"))
+    plan = plan_of(triple)
     with (
         pytest.raises(RuntimeError),
         OutputDirectory(tmp_path / "a/b/out", plan, overwrite=False),
@@ -127,8 +136,9 @@ def test_missing_parents_are_created_and_removed_again_after_a_failure(triple: P
 
 def test_an_empty_directory_is_fine_and_stays_after_a_failure(triple: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(OutputError), filelock.FileLock(_lock(tmp_path / "out")):
-        merge(triple, tmp_path / "out")
+    with pytest.raises(RuntimeError), OutputDirectory(tmp_path / "out", plan_of(triple), overwrite=False):
+        raise RuntimeError
+    assert list((tmp_path / "out").iterdir()) == []
     merge(triple, tmp_path / "out")
     assert (tmp_path / "out" / INDEX).exists()
 
@@ -200,8 +210,10 @@ def test_a_receipt_cannot_make_overwriting_remove_files_elsewhere(triple: Path, 
     receipt = json.loads((tmp_path / "out/paramdelta.json").read_text())
     receipt["files"].append({"name": "../precious.safetensors", "bytes": 8})
     (tmp_path / "out/paramdelta.json").write_text(json.dumps(receipt))
-    merge(triple, tmp_path / "out", alpha=2, overwrite=True)
-    assert (tmp_path / "precious.safetensors").read_bytes() == b"precious"
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match="not written by paramdelta"):
+        merge(triple, tmp_path / "out", alpha=2, overwrite=True)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("place", ["post", "base/out", "new_base/deeper/out"])
@@ -230,7 +242,7 @@ def test_too_little_disk_is_refused_before_anything_is_written(
 
 def test_an_incomplete_output_is_not_taken_for_a_finished_one(triple: Path, tmp_path: Path) -> None:
     merge(triple, tmp_path / "out")
-    plan = make_plan(Recipe.of(triple / "post", triple / "base", triple / "new_base"))
+    plan = plan_of(triple)
     assert is_complete(tmp_path / "out", plan)
     (tmp_path / "out" / "model-00002-of-00002.safetensors").unlink()
     assert not is_complete(tmp_path / "out", plan)
@@ -251,3 +263,459 @@ def test_infinities_that_a_law_copies_are_no_error(tmp_path: Path) -> None:
     for role in ("post", "base", "new_base"):
         write_checkpoint(tmp_path / role, {"w": ("F32", (2,), encode([1.0, float("inf")], "F32"))})
     assert merge(tmp_path, tmp_path / "out").nonfinite == {}
+
+
+# -- inputs are never written ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", ["model.safetensors", INDEX])
+def test_an_output_that_holds_an_input_file_is_refused(triple: Path, tmp_path: Path, entry: str) -> None:
+    merge(triple, tmp_path / "out", shard_size="1GB" if entry == "model.safetensors" else None)
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match="inputs are never written") as caught:
+        api.merge(
+            tmp_path / "out" / entry, triple / "base", triple / "new_base", tmp_path / "out", alpha=2, overwrite=True
+        )
+    assert caught.value.exit_code == 5
+    assert contents(tmp_path) == before
+
+
+def test_an_output_that_holds_the_shards_that_an_input_links_to_is_refused(triple: Path, tmp_path: Path) -> None:
+    merge(triple, tmp_path / "out")
+    (tmp_path / "links").mkdir()
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        (tmp_path / "links" / file.name).symlink_to(file)
+    shutil.copy(tmp_path / "out" / INDEX, tmp_path / "links")
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match="inputs are never written"):
+        api.merge(tmp_path / "links", triple / "base", triple / "new_base", tmp_path / "out", alpha=2, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_an_output_that_holds_the_index_that_an_input_links_to_is_refused(triple: Path, tmp_path: Path) -> None:
+    merge(triple, tmp_path / "out")
+    (tmp_path / "copy").mkdir()
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        shutil.copy(file, tmp_path / "copy")
+    index = tmp_path / "copy" / INDEX
+    index.symlink_to(tmp_path / "out" / INDEX)
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match="inputs are never written"):
+        api.merge(index, triple / "base", triple / "new_base", tmp_path / "out", alpha=2, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_an_output_under_another_name_of_an_input_is_refused(triple: Path, tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(triple / "post")
+    with pytest.raises(OutputError, match="lies in an input"):
+        merge(triple, tmp_path / "alias" / "out")
+
+
+def test_an_output_beside_its_inputs_or_beside_the_files_they_link_to_is_fine(triple: Path, tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for file in (triple / "post").glob("*.safetensors"):
+        file.rename(blobs / file.name)
+        file.symlink_to(blobs / file.name)
+    merge(triple, triple / "out")
+    merge(triple, blobs / "out")
+    api.merge(triple / "post" / INDEX, triple / "base", triple / "new_base", triple / "post" / "out")
+
+
+# -- what an old output survives ---------------------------------------------------------------------------------------
+
+
+def test_the_old_output_stays_until_the_run_begins(triple: Path, tmp_path: Path) -> None:
+    merge(triple, tmp_path / "out", alpha=2)
+    before = contents(tmp_path / "out")
+    with (
+        pytest.raises(BudgetError),
+        OutputDirectory(tmp_path / "out", plan_of(triple), overwrite=True),
+    ):
+        raise BudgetError("too small")
+    assert contents(tmp_path / "out") == before
+
+
+def test_the_space_of_leftovers_and_of_the_old_output_counts_as_free(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def free_beside(path: Path) -> int:
+        return capacity - sum(len(content) for content in contents(path).values())
+
+    merge(triple, tmp_path / "out")
+    old = contents(tmp_path / "out")
+    capacity = sum(len(content) for name, content in old.items() if name != RECEIPT) + len(old[RECEIPT])
+    monkeypatch.setattr(output_module, "free_space", free_beside)
+    _lock(tmp_path / "out").touch()
+    (tmp_path / "out" / STAGING / "model-00001-of-00002.safetensors").write_bytes(bytes(20_000))
+    with OutputDirectory(tmp_path / "out", plan_of(triple), overwrite=True) as directory:
+        directory.begin()
+
+
+def test_too_little_disk_leaves_the_old_output(triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge(triple, tmp_path / "out", shard_size="1GB", dtype="bf16")
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(output_module, "free_space", lambda _: 0)
+    with pytest.raises(OutputError, match="free"):
+        merge(triple, tmp_path / "out", dtype="f64", overwrite=True)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors/file"])
+def test_a_file_that_is_not_in_the_old_receipt_is_never_overwritten(triple: Path, tmp_path: Path, name: str) -> None:
+    merge(triple, tmp_path / "out")
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).write_bytes(b"mine")
+    before = contents(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"model\.safetensors"):
+        merge(triple, tmp_path / "out", shard_size="1GB", overwrite=True)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_file_that_appears_while_the_merge_runs_is_not_overwritten(triple: Path, tmp_path: Path) -> None:
+    def intrude(_: object) -> None:
+        (tmp_path / "out" / "tokenizer.json").write_bytes(b"mine")
+
+    with pytest.raises(OutputError, match=r"tokenizer\.json"):
+        merge(triple, tmp_path / "out", on_progress=intrude)
+    assert contents(tmp_path / "out") == {"tokenizer.json": b"mine"}
+
+
+# -- deaths while publishing -------------------------------------------------------------------------------------------
+
+
+class Death(BaseException):
+    """What no handler expects."""
+
+
+def die_at(monkeypatch: pytest.MonkeyPatch, number: int, *, cleaning_up: bool) -> list[str]:
+    """Let the rename of this number end the run, as a kill does unless it is ``cleaning_up``; return the names."""
+    seen: list[str] = []
+    replace = Path.replace
+
+    def rename(self: Path, target: Path) -> Path:
+        if len(seen) == number:
+            raise Death
+        seen.append(target.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", rename)
+    if not cleaning_up:
+        monkeypatch.setattr(OutputDirectory, "_withdraw", lambda *_: None)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("shard_size", "number"), [*((None, number) for number in range(6)), *(("1GB", number) for number in range(4))]
+)
+def test_a_later_run_clears_what_a_death_while_publishing_left(
+    triple: Path, tmp_path: Path, shard_size: str | None, number: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        seen = die_at(patch, number, cleaning_up=False)
+        with pytest.raises(Death):
+            merge(triple, tmp_path / "out", alpha=2, shard_size=shard_size)
+    assert seen[:1] == [RECEIPT][:number]
+    assert not (tmp_path / "out" / (INDEX if shard_size is None else "model.safetensors")).exists()
+    if number:
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+    merge(triple, tmp_path / "out")
+    merge(triple, tmp_path / "fresh")
+    left = contents(tmp_path / "out")
+    if number:
+        assert left.pop("notes.txt") == b"mine"
+    assert left == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_whatever_ends_a_publication_undoes_it(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    die_at(monkeypatch, number, cleaning_up=True)
+    with pytest.raises(Death):
+        merge(triple, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_output_is_no_dead_publication(triple: Path, tmp_path: Path) -> None:
+    merge(triple, tmp_path / "out")
+    (tmp_path / "out" / "model-00001-of-00002.safetensors").unlink()
+    before = contents(tmp_path / "out")
+    with pytest.raises(OutputError, match="--overwrite"):
+        merge(triple, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_shard_that_loads_by_itself_is_renamed_last_before_the_index(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_base = triple / "new_base"
+    index = (new_base / INDEX).read_text().replace("model-00001-of-00002.safetensors", "model.safetensors")
+    (new_base / INDEX).write_text(index.replace("model-00002-of-00002", "zeta"))
+    (new_base / "model-00001-of-00002.safetensors").rename(new_base / "model.safetensors")
+    (new_base / "model-00002-of-00002.safetensors").rename(new_base / "zeta.safetensors")
+    seen = die_at(monkeypatch, 99, cleaning_up=True)
+    merge(triple, tmp_path / "out")
+    assert seen[-3:] == ["zeta.safetensors", "model.safetensors", INDEX]
+
+
+# -- two runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_another_run_published_before_the_lock_was_had_is_seen(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def be_late(self: OutputDirectory) -> None:
+        monkeypatch.undo()
+        merge(triple, tmp_path / "out", alpha=2)
+        self._staging.mkdir(exist_ok=True)
+        acquire(self)
+
+    plan, acquire = plan_of(triple), OutputDirectory._acquire
+    monkeypatch.setattr(OutputDirectory, "_acquire", be_late)
+    with (
+        pytest.raises(OutputError, match="another merge"),
+        OutputDirectory(tmp_path / "out", plan, overwrite=False),
+    ):
+        pass
+    assert not (tmp_path / "out" / STAGING).exists()
+    assert (tmp_path / "out" / INDEX).exists()
+
+
+@pytest.mark.parametrize("refusal", [NotImplementedError(), OSError(errno.ENOLCK, "No locks available")])
+def test_a_filesystem_without_locks_is_an_output_error(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Exception
+) -> None:
+    def refuse(self: filelock.FileLock) -> None:
+        Path(self.lock_file).touch()
+        raise refusal
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.raises(OutputError, match="no locks"):
+        merge(triple, tmp_path / "a/out")
+    assert not (tmp_path / "a").exists()
+
+
+# -- sidecars ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sidecar_that_changes_before_or_while_the_merge_runs_is_an_error(triple: Path, tmp_path: Path) -> None:
+    plan = plan_of(triple)
+    with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
+        directory.begin()
+        assert (tmp_path / "out" / STAGING / "config.json").read_bytes() == (
+            triple / "new_base/config.json"
+        ).read_bytes()
+        (triple / "new_base/config.json").write_text("{}")
+        with pytest.raises(InputChangedError, match="config"):
+            directory.publish({})
+    with (
+        pytest.raises(InputChangedError, match="config"),
+        OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory,
+    ):
+        directory.begin()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sidecar_larger_than_a_chunk_is_copied_whole(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_module, "_CHUNK", 7)
+    merge(triple, tmp_path / "out")
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (triple / "post/tokenizer.json").read_bytes()
+
+
+def test_a_sidecar_that_cannot_be_read_is_an_error_of_the_input(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    plan = plan_of(triple)
+    with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
+        monkeypatch.setattr(os, "read", fail)
+        with pytest.raises(CheckpointError, match="Input/output error") as caught:
+            directory.begin()
+        monkeypatch.undo()
+    assert caught.value.file == str(triple / "new_base/config.json")
+
+
+def test_a_sidecar_that_is_another_file_when_it_is_opened_is_an_error(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(triple)
+    with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
+        monkeypatch.setattr(output_module, "check_identity", lambda _: None)
+        (triple / "new_base/config.json").write_text("{}")
+        assert FileIdentity.of((triple / "new_base/config.json").stat()) != plan.sidecars[0].identity
+        with pytest.raises(InputChangedError, match="config"):
+            directory.begin()
+
+
+def test_small_files_are_written_from_writable_memory(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(descriptor: int, view: memoryview, offset: int) -> None:
+        assert not view.readonly
+        write_all(descriptor, view, offset)
+
+    write_all = platform.write_all
+    monkeypatch.setattr(platform, "write_all", write)
+    merge(triple, tmp_path / "out")
+
+
+# -- what the system refuses -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0byte", "loop/out"])
+def test_a_path_that_the_system_refuses_is_an_output_error(triple: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OutputError) as caught:
+        merge(triple, tmp_path / name)
+    assert caught.value.exit_code == 5
+
+
+def test_a_directory_that_may_not_be_read_is_an_output_error(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    plan = plan_of(triple)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with (
+        pytest.raises(OutputError, match="Permission denied"),
+        OutputDirectory(tmp_path / "out", plan, overwrite=False),
+    ):
+        pass
+
+
+def test_directories_made_before_a_failure_are_removed(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        if path.name == "b":
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(platform, "sync_directory", fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        merge(triple, tmp_path / "a/b/out")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_signal_while_entering_leaves_nothing(triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(_: Path) -> None:
+        raise Death
+
+    monkeypatch.setattr(platform, "sync_directory", die)
+    with pytest.raises(Death):
+        merge(triple, tmp_path / "a/out")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_failed_sync_of_a_finished_shard_is_an_output_error(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    plan = plan_of(triple)
+    with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
+        monkeypatch.setattr(platform, "sync_directory", fail)
+        with pytest.raises(OutputError, match="Input/output error"):
+            directory.completed(plan.shards[0])
+
+
+def test_free_space_is_that_of_the_nearest_directory_that_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert free_space(tmp_path / "not/there") > 0
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(shutil, "disk_usage", fail)
+    with pytest.raises(OutputError, match="no disk"):
+        free_space(tmp_path / "not/there")
+
+
+# -- receipts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        '{"fingerprint": "f"}',
+        '{"fingerprint": 1, "files": []}',
+        '{"fingerprint": "f", "files": {}}',
+        '{"fingerprint": "f", "files": [1]}',
+        '{"fingerprint": "f", "files": [{"name": "a"}]}',
+        '{"fingerprint": "f", "files": [{"name": 1, "bytes": 1}]}',
+        '{"fingerprint": "f", "files": [{"name": "a", "bytes": "1"}]}',
+        '{"fingerprint": "f", "files": [{"name": "a", "bytes": true}]}',
+        '{"fingerprint": "f", "files": [{"name": "a", "bytes": -1}]}',
+        '{"fingerprint": "f", "files": [{"name": "a\\ud800", "bytes": 1}]}',
+        *(
+            f'{{"fingerprint": "f", "files": [{{"name": {json.dumps(name)}, "bytes": 1}}]}}'
+            for name in (
+                "",
+                ".",
+                "..",
+                "/etc/passwd",
+                "../a",
+                "a/b",
+                "a\\b",
+                "C:a",
+                "a\0",
+                ".paramdelta",
+                ".Paramdelta",
+            )
+        ),
+        "[" * 200_000,
+        "9" * 10_000,
+        '"\xff"',
+    ],
+    ids=range(26),
+)
+def test_a_receipt_that_makes_no_sense_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / RECEIPT).write_text(text, encoding="latin-1")
+    assert read_receipt(tmp_path) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_receipt_that_is_no_file_is_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / RECEIPT)
+    assert read_receipt(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", INDEX, "model-00001-of-00002.safetensors"])
+@pytest.mark.parametrize("change", ["removed", "longer"])
+def test_an_output_is_complete_only_with_every_file_at_its_size(
+    triple: Path, tmp_path: Path, name: str, change: str
+) -> None:
+    merge(triple, tmp_path / "out")
+    file = tmp_path / "out" / name
+    if change == "removed":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes() + b" ")
+    assert not is_complete(tmp_path / "out", plan_of(triple))
+
+
+def test_a_receipt_that_lists_nothing_makes_nothing_complete(triple: Path, tmp_path: Path) -> None:
+    plan = plan_of(triple)
+    (tmp_path / RECEIPT).write_text(json.dumps({"fingerprint": plan.fingerprint, "files": []}))
+    assert not is_complete(tmp_path, plan)
+
+
+def test_a_staging_directory_that_is_a_link_is_refused(triple: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/file").write_bytes(b"mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / STAGING).symlink_to(tmp_path / "precious")
+    with pytest.raises(OutputError, match="symbolic link"):
+        merge(triple, tmp_path / "out")
+    assert (tmp_path / "precious/file").read_bytes() == b"mine"

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from paramdelta.api import _shape
 from paramdelta.engine import pipeline
-from paramdelta.engine.budget import Budget
+from paramdelta.engine.budget import Budget, Shape
 from paramdelta.engine.output import OutputDirectory
+from paramdelta.engine.progress import NonFinite, Progress
 from paramdelta.errors import CancelledError, InputChangedError, OutputError
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Delta, Recipe
@@ -66,8 +66,9 @@ def plan_of(root: Path) -> Plan:
 def carry_out(
     plan: Plan, output: Path, *, io: str = "auto", workers: int = 2, window: int = 1 << 20
 ) -> dict[str, bytes]:
-    budget = Budget(1 << 30, workers, window, _shape(plan).arena(window))
+    budget = Budget(1 << 30, workers, window, Shape.of(plan.operations).arena(window))
     with OutputDirectory(output, plan, overwrite=False) as directory:
+        directory.begin()
         pipeline.run(plan, budget, io, directory)
         directory.publish({})
     return {file.name: file.read_bytes() for file in output.glob("*.safetensors*")}
@@ -147,9 +148,10 @@ def test_the_output_keeps_the_new_bases_shards_order_and_dtypes(triple: Path, tm
 
 def test_progress_reaches_the_total_and_every_shard(triple: Path, tmp_path: Path) -> None:
     plan = plan_of(triple)
-    seen: list[pipeline.Progress] = []
-    budget = Budget(1 << 30, 3, 64 << 10, _shape(plan).arena(64 << 10))
+    seen: list[Progress] = []
+    budget = Budget(1 << 30, 3, 64 << 10, Shape.of(plan.operations).arena(64 << 10))
     with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
+        directory.begin()
         pipeline.run(plan, budget, "auto", directory, seen.append)
     assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
     assert seen[-1].done == seen[-1].total == sum(shard.size for shard in plan.shards)
@@ -178,20 +180,20 @@ def test_new_non_finite_values_are_counted_once_per_element_wherever_windows_are
         data = encode(np.full(count, value, np.float32), "F32")
         write_checkpoint(tmp_path / role, at_odd_offsets({"w": ("F32", (count,), data)}))
     plan = plan_of(tmp_path)
-    budget = Budget(1 << 30, 2, window, _shape(plan).arena(window))
+    budget = Budget(1 << 30, 2, window, Shape.of(plan.operations).arena(window))
     with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
+        directory.begin()
         outcome = pipeline.run(plan, budget, "auto", directory)
-    assert outcome.nonfinite == {"w": pipeline.NonFinite(infinities=count, nans=0)}
+    assert outcome.nonfinite == {"w": NonFinite(infinities=count, nans=0)}
 
 
 def test_a_cancelled_run_stops_and_leaves_nothing(triple: Path, tmp_path: Path) -> None:
     plan, cancelled = plan_of(triple), threading.Event()
-    budget = Budget(1 << 30, 2, 4096, _shape(plan).arena(4096))
-    with (
-        pytest.raises(CancelledError),
-        OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory,
-    ):
-        pipeline.run(plan, budget, "auto", directory, lambda _: cancelled.set(), cancelled)
+    budget = Budget(1 << 30, 2, 4096, Shape.of(plan.operations).arena(4096))
+    with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
+        directory.begin()
+        with pytest.raises(CancelledError):
+            pipeline.run(plan, budget, "auto", directory, lambda _: cancelled.set(), cancelled)
     assert not (tmp_path / "out").exists()
 
 
@@ -215,18 +217,17 @@ def test_an_input_that_shrinks_under_the_run_is_an_error_and_leaves_nothing(tmp_
         write_checkpoint(tmp_path / role, {"w": normal((300, 10_000), seed=seed)})
     plan = plan_of(tmp_path)
     file = tmp_path / "base" / "model.safetensors"
-    budget = Budget(1 << 30, 1, 4096, _shape(plan).arena(4096))
+    budget = Budget(1 << 30, 1, 4096, Shape.of(plan.operations).arena(4096))
 
-    def shrink(progress: pipeline.Progress) -> None:
+    def shrink(progress: Progress) -> None:
         if progress.done < progress.total / 4:
             with file.open("r+b") as opened:
                 opened.truncate(plan.files[1].identity.size * 3 // 4)
 
-    with (
-        pytest.raises(InputChangedError),
-        OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory,
-    ):
-        pipeline.run(plan, budget, io, directory, shrink)
+    with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
+        directory.begin()
+        with pytest.raises(InputChangedError):
+            pipeline.run(plan, budget, io, directory, shrink)
     assert not (tmp_path / "out").exists()
 
 

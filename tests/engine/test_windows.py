@@ -11,7 +11,6 @@ from paramdelta.engine.budget import Shape
 from paramdelta.engine.windows import Batch, Segment, Window, batches, cut, segments
 from paramdelta.planning.layout import Layout, lay_out
 from paramdelta.planning.manifest import Operand, Operation
-from paramdelta.planning.plan import widest_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,8 +179,7 @@ def batches_of(case: Case, window: Window, backend: str, arena: int) -> list[Bat
 
 @given(cases(), st.sampled_from(sorted(ROOMS)))
 def test_batches_fit_the_arena_that_the_budget_gives_and_serve_every_segment_in_order(case: Case, backend: str) -> None:
-    operands, ratio = widest_ratio(case.operations)
-    arena = Shape(operands, ratio).arena(case.window_bytes)
+    arena = Shape.of(case.operations).arena(case.window_bytes)
     for window in case.windows():
         found = batches_of(case, window, backend, arena)
         assert [step.segment for batch in found for step in batch.steps] == case.segments(window)

@@ -6,7 +6,7 @@ import pytest
 
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.errors import MismatchError
-from paramdelta.planning.manifest import Member, Operand, Operation, build_manifest, tensors_by_name
+from paramdelta.planning.manifest import Member, Operand, Operation, build_manifest
 from tests.make import Tensors, at_odd_offsets, normal, write_checkpoint
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_operations_are_in_the_new_bases_order(tmp_path: Path) -> None:
 
 def test_floats_are_merged_and_everything_else_is_copied_from_the_new_base(tmp_path: Path) -> None:
     new, post, base = (write(tmp_path / role, TENSORS) for role in ROLES)
-    by_name = tensors_by_name(build_manifest(members(new, post, base), [0.5]))
+    by_name = {made.name: made for made in build_manifest(members(new, post, base), [0.5])}
     for name in ("embed", "norm", "scale", "nothing"):
         assert by_name[name].op == "delta"
         assert by_name[name].alphas == (0.5,)
@@ -104,7 +104,7 @@ def test_the_output_has_the_new_bases_dtype_whatever_the_others_have(tmp_path: P
 
 def test_a_dtype_that_is_asked_for_is_given_to_floats_alone(tmp_path: Path) -> None:
     checkpoints = [write(tmp_path / role, TENSORS) for role in ROLES]
-    by_name = tensors_by_name(build_manifest(members(*checkpoints), [1.0], "F64"))
+    by_name = {made.name: made for made in build_manifest(members(*checkpoints), [1.0], "F64")}
     assert {name: operation.dtype for name, operation in by_name.items()} == {
         "embed": "F64",
         "norm": "F64",
@@ -118,7 +118,7 @@ def test_a_dtype_that_is_asked_for_is_given_to_floats_alone(tmp_path: Path) -> N
 
 def test_counts_of_bytes_are_exact(tmp_path: Path) -> None:
     checkpoints = [write(tmp_path / role, TENSORS) for role in ROLES]
-    by_name = tensors_by_name(build_manifest(members(*checkpoints), [1.0]))
+    by_name = {made.name: made for made in build_manifest(members(*checkpoints), [1.0])}
     assert {name: (o.elements, o.itemsize, o.nbytes, o.bytes_read) for name, o in by_name.items()} == {
         "embed": (24, 2, 48, 144),
         "norm": (4, 4, 16, 48),

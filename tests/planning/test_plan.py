@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from paramdelta.engine.budget import Shape
 from paramdelta.errors import CheckpointError, MismatchError, UnsupportedCheckpointError
-from paramdelta.planning.plan import Plan, make_plan, widest_ratio
+from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Delta, Recipe
 from tests.make import Tensors, llama_shapes, normal, sparse_checkpoint, write_checkpoint
 
@@ -188,10 +189,10 @@ def test_no_tensor_data_is_read(tmp_path: Path) -> None:
 
 
 def test_the_widest_operation_decides_what_a_worker_needs(triple: Path) -> None:
-    assert widest_ratio(plan_of(triple).operations) == (3, 3)
-    assert widest_ratio(plan_of(triple, dtype="bf16").operations) == (3, 6)  # norm: three times F32 for one BF16
-    assert widest_ratio(plan_of(triple, dtype="f64").operations) == (3, 2)
-    assert widest_ratio([]) == (1, 1)
+    assert Shape.of(plan_of(triple).operations) == Shape(3, 3)
+    assert Shape.of(plan_of(triple, dtype="bf16").operations) == Shape(3, 6)  # norm: three times F32 for one BF16
+    assert Shape.of(plan_of(triple, dtype="f64").operations) == Shape(3, 2)
+    assert Shape.of([]) == Shape(1, 1)
 
 
 # -- the fingerprint -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 
 _REMEDY = "Repair the index or download it again."
+_LONGEST_FILE_NAME = 255
 _WINDOWS_DEVICES = frozenset(
     {"con", "prn", "aux", "nul", "conin$", "conout$"}
     | {f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³"}
@@ -78,4 +79,6 @@ def name_flaw(name: str) -> str | None:
         return f"does not end in {WEIGHTS_SUFFIX}"
     if name.split(".")[0].rstrip(" ").casefold() in _WINDOWS_DEVICES:
         return "is the name of a device on Windows"
+    if len(name.encode(errors="surrogatepass")) > _LONGEST_FILE_NAME:
+        return "is longer than file names can be"
     return None

@@ -5,24 +5,40 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import os
 import sys
 import traceback
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from paramdelta.errors import ParamDeltaError
+from paramdelta.errors import CancelledError, ParamDeltaError, RecipeError
+from paramdelta.storage.source import IO_CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-IO_CHOICES = ("auto", "mmap", "pread", "direct")
 
 
 def main() -> NoReturn:
     """Run the command line and exit with the code that the README documents."""
     gc.set_threshold(100_000)  # plans are large and hold no cycles: collecting at the usual pace costs a third more
-    commands(prog_name="paramdelta")
+    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show is no reason to fail
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    as_json = "--json" in sys.argv
+    try:
+        commands(prog_name="paramdelta", standalone_mode=False)
+    except click.ClickException as error:
+        if not as_json:
+            error.show()
+            sys.exit(error.exit_code)
+        _fail(RecipeError(error.format_message()), as_json=as_json)
+    except (KeyboardInterrupt, click.Abort):
+        _fail(CancelledError("stopped at once"), as_json=as_json)
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     sys.exit(0)
 
 
@@ -37,30 +53,25 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
         except ParamDeltaError as error:
             if debug:
                 traceback.print_exc()
-            _fail(error.to_json(), str(error), error.exit_code, as_json=as_json)
+            _fail(error, as_json=as_json)
+        except (BrokenPipeError, click.ClickException):
+            raise
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            bug = f"this is a bug in paramdelta: {type(error).__name__}: {error}\nRun again with --debug and report it."
-            described = {
-                "code": 1,
-                "type": type(error).__name__,
-                "message": str(error),
-                "file": None,
-                "tensor": None,
-            }
-            _fail({"error": described}, bug, 1, as_json=as_json)
+            bug = f"this is a bug in paramdelta: {type(error).__name__}: {error}"
+            _fail(ParamDeltaError(bug, remedy="Run again with --debug and report it."), as_json=as_json)
 
     wrapped = click.option("--debug", is_flag=True, help="Show a traceback with any error.")(wrapped)
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")(wrapped)
 
 
-def _fail(described: dict[str, Any], message: str, code: int, *, as_json: bool) -> NoReturn:
+def _fail(error: ParamDeltaError, *, as_json: bool) -> NoReturn:
     if as_json:
-        click.echo(json.dumps(described))
+        click.echo(json.dumps(error.to_json()))
     else:
-        click.echo(f"error: {message}", err=True)
-    sys.exit(code)
+        click.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)
 
 
 def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -211,8 +222,11 @@ def demo(*, output: str | None, as_json: bool) -> None:
     """Make a small Llama-shaped triple, merge it, and check every element of the result."""
     from paramdelta import demo as demonstration
     from paramdelta.cli import display
+    from paramdelta.cli.signals import cancel_on_signals
 
-    result = demonstration.run(output, say=None if as_json else lambda line: click.echo(line, err=True))
+    with cancel_on_signals() as cancelled:
+        say = None if as_json else functools.partial(click.echo, err=True)
+        result = demonstration.run(output, say=say, cancelled=cancelled)
     if as_json:
         click.echo(json.dumps(display.merge_json(result.merge) | {"elements_checked": result.elements}))
     else:

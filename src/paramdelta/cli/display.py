@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from paramdelta.api import MergeResult
     from paramdelta.checkpoint.checkpoint import Checkpoint
-    from paramdelta.engine.pipeline import Progress
+    from paramdelta.engine.progress import Progress
     from paramdelta.planning.plan import Plan, PlanWarning
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -92,10 +92,10 @@ def _duration(seconds: float) -> str:
 def merge_line(result: MergeResult) -> str:
     """Return the result of a merge in a sentence."""
     if result.already_complete:
-        return f"{result.output} already holds this merge: nothing to do"
+        return f"{printable(result.output)} already holds this merge: nothing to do"
     moved = result.bytes_read + result.bytes_written
     lines = [
-        f"{result.output}: {result.tensors:,} tensors, {format_size(result.bytes_written)}"
+        f"{printable(result.output)}: {result.tensors:,} tensors, {format_size(result.bytes_written)}"
         f" in {result.shards} {'file' if result.shards == 1 else 'files'},"
         f" {result.seconds:.1f} s ({format_size(moved / result.seconds)}/s read and written),"
         f" peak RAM {format_size(result.peak_rss_bytes)}"

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def cancel_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first signal sets; a CancelledError inside then carries that signal's exit code."""
+    """Yield an event that the first signal sets; a CancelledError inside then carries that signal's exit code.
+
+    A signal that the process was started to ignore (``nohup``) stays ignored.
+    """
     cancelled = threading.Event()
     received: list[int] = []
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: handler for number, handler in handlers.items() if handler not in {signal.SIG_IGN, None}}
 
     def restore() -> None:
         for number, handler in former.items():

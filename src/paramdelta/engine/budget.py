@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
+from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.errors import BudgetError
 from paramdelta.planning.units import format_size
 from paramdelta.storage.platform import ALIGNMENT, FOLIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from typing import Self
+
+    from paramdelta.planning.manifest import Operation
 
 DEFAULT_MEMORY: Final = 400_000_000
 LARGEST_WINDOW: Final = 8 << 20
@@ -38,6 +42,16 @@ class Shape:
 
     operands: int
     bytes_per_byte: int
+
+    @classmethod
+    def of(cls, operations: Iterable[Operation]) -> Self:
+        """Return the shape of a plan's operations."""
+        operands = bytes_per_byte = 1
+        for operation in operations:
+            bits = sum(DTYPES[operand.dtype].bits for operand in operation.operands)
+            operands = max(operands, len(operation.operands))
+            bytes_per_byte = max(bytes_per_byte, -(-bits // DTYPES[operation.dtype].bits))
+        return cls(operands, bytes_per_byte)
 
     def arena(self, window: int) -> int:
         """Return the bytes that the inputs of one window take, aligned over-reads included."""
@@ -122,7 +136,7 @@ def available_memory() -> int:
 def _cgroup_room() -> Iterator[int]:
     """Yield, for each memory cgroup from this process's own up to the root, its limit less what cannot be reclaimed."""
     try:
-        lines = _PROCESS_CGROUPS.read_text().splitlines()
+        lines = _PROCESS_CGROUPS.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:

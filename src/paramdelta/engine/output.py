@@ -6,33 +6,46 @@ If the index (or the single model file) exists under its final name, everything 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import filelock
 
-from paramdelta.errors import OutputError
+from paramdelta.checkpoint.checkpoint import FileIdentity
+from paramdelta.checkpoint.files import open_regular, unreadable
+from paramdelta.checkpoint.wording import listed, printable, quoted
+from paramdelta.engine.inputs import check_identity
+from paramdelta.engine.location import free_space, make_directories, refusals, refuse_inputs
+from paramdelta.engine.receipt import RECEIPT, STAGING, is_dead_publication, listed_files, read_receipt
+from paramdelta.errors import InputChangedError, OutputError
 from paramdelta.planning.layout import INDEX_FILE, SINGLE_FILE
+from paramdelta.planning.plan import InputFile
 from paramdelta.planning.units import format_size
 from paramdelta.storage import platform
-from paramdelta.storage.sink import FileSink, output_refused
+from paramdelta.storage.sink import FileSink
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
+    from paramdelta.checkpoint.sidecars import Sidecar
     from paramdelta.planning.layout import OutputShard
     from paramdelta.planning.plan import Plan
 
-STAGING: Final = ".paramdelta"
-RECEIPT: Final = "paramdelta.json"
+_CHUNK: Final = 1 << 20
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+_ANOTHER_OUTPUT: Final = "Choose another output."
 
 
 class OutputDirectory:
     """OUT while a run writes it. As a context manager it holds the lock, and cleans up unless `publish` was reached.
+
+    Entering touches nothing but the staging directory; `begin` is the point from which an old output is gone.
 
     Raises:
         OutputError: OUT exists and may not be replaced, is an input, is locked by another run, or cannot be written.
@@ -45,23 +58,23 @@ class OutputDirectory:
         self._staging = path / STAGING
         self._created: list[Path] = []
         self._lock = filelock.FileLock(self._staging / "lock", timeout=0)
+        weights = sorted((shard.name for shard in plan.shards), key=SINGLE_FILE.__eq__)
+        index = [INDEX_FILE] if plan.layout.index is not None else []
+        # Receipt first: whatever a death leaves behind is listed. What makes the output loadable comes last.
+        self._names = [RECEIPT, *(car.name for car in plan.sidecars), *weights, *index]
 
     def __enter__(self) -> Self:
-        refuse_inputs(self.path, self._plan)
-        self._refuse_strangers()
-        self._refuse_full_disk()
         try:
-            self._created = _make_directories(self._staging)
-            self._acquire()
-            for leftover in self._staging.iterdir():
-                if leftover.name != "lock":
-                    leftover.unlink()
-            if self._overwrite:
-                self._remove_old()
-        except OSError as error:
-            self._clean_up()
-            raise output_refused(error, self.path) from error
-        except OutputError:
+            with refusals(self.path):
+                refuse_inputs(self.path, self._plan)
+                self._refuse_strangers()
+                make_directories(self._staging, self._created)
+                self._acquire()
+                self._refuse_strangers()  # another run may have ended between the first look and the lock
+                for leftover in self._staging.iterdir():
+                    if leftover.name != "lock":
+                        leftover.unlink()
+        except BaseException:
             self._clean_up()
             raise
         return self
@@ -71,84 +84,157 @@ class OutputDirectory:
     ) -> None:
         self._clean_up()
 
+    def begin(self) -> None:
+        """Remove the old output, once nothing that can be known speaks against the new one; copy the sidecars.
+
+        Raises:
+            OutputError: a file in OUT is in the way, the disk is too small, or the system refuses.
+            InputChangedError: a sidecar is not what it was when the plan was made.
+            CheckpointError: a sidecar cannot be read.
+        """
+        with refusals(self.path):
+            self._refuse_strangers()
+            receipt = read_receipt(self.path)
+            old = listed_files(receipt)
+            self._refuse_occupied(set() if receipt is None else {*old, RECEIPT})
+            self._refuse_full_disk(old)
+            self._check_sidecars()
+            if receipt is not None:
+                self._remove_old(old)
+            for car in self._plan.sidecars:
+                _copy_durably(car, self._staging / car.name)
+            self._check_sidecars()
+
     def create(self, shard: OutputShard) -> FileSink:
         """Return the sink of a shard, in the staging directory."""
         return FileSink(self._staging / shard.name, shard.size)
 
     def completed(self, _shard: OutputShard, /) -> None:
         """Make the entry of a finished shard durable."""
-        platform.sync_directory(self._staging)
+        with refusals(self.path):
+            platform.sync_directory(self._staging)
 
     def publish(self, receipt: dict[str, Any]) -> None:
         """Give everything its final name, the index last.
 
         Raises:
             OutputError: the system refuses; the index is then not in place.
+            InputChangedError: a sidecar is not what it was when the plan was made.
         """
-        index = self._plan.layout.index
-        small = {RECEIPT: f"{json.dumps(receipt, indent=2)}\n".encode()}
-        if index is not None:
-            small[INDEX_FILE] = index
-        names = [car.name for car in self._plan.sidecars]
-        names += [RECEIPT, *(shard.name for shard in self._plan.shards)]
-        if index is not None:
-            names.append(INDEX_FILE)
-        try:
-            for car in self._plan.sidecars:
-                _write_durably(self._staging / car.name, car.source.read_bytes())
-            for name, content in small.items():
-                _write_durably(self._staging / name, content)
+        with refusals(self.path):
+            self._check_sidecars()
+            _write_durably(self._staging / RECEIPT, [f"{json.dumps(receipt, indent=2)}\n".encode()])
+            if self._plan.layout.index is not None:
+                _write_durably(self._staging / INDEX_FILE, [self._plan.layout.index])
             platform.sync_directory(self._staging)
-            self._rename(names[:-1])
-            self._rename(names[-1:])
-        except OSError as error:
-            for name in reversed(names):
-                with contextlib.suppress(OSError):
-                    (self.path / name).unlink()
-            raise output_refused(error, self.path) from error
+            self._refuse_occupied(set())
+            renamed: list[str] = []
+            try:
+                self._rename(self._names[:1], renamed)
+                self._rename(self._names[1:-1], renamed)
+                self._rename(self._names[-1:], renamed)
+            except BaseException:
+                self._withdraw(renamed)
+                raise
         self._created = []
 
-    def _rename(self, names: list[str]) -> None:
+    def _rename(self, names: list[str], renamed: list[str]) -> None:
         for name in names:
+            renamed.append(name)
             (self._staging / name).replace(self.path / name)
+        platform.sync_directory(self.path)
+
+    def _withdraw(self, names: list[str]) -> None:
+        """Remove what was published, the receipt last and only if all else is gone: a later run clears by it."""
+        with contextlib.suppress(OSError):
+            self._remove([name for name in reversed(names) if name != RECEIPT])
+            self._remove([RECEIPT])
+
+    def _remove_old(self, old: Iterable[str]) -> None:
+        """Remove what the old receipt lists, and nothing else; what makes the old output loadable goes first."""
+        first = [name for name in (INDEX_FILE, SINGLE_FILE) if name in old]
+        self._remove(first)
+        self._remove([name for name in old if name not in first])
+        self._remove([RECEIPT])
+
+    def _remove(self, names: list[str]) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
         platform.sync_directory(self.path)
 
     def _acquire(self) -> None:
         try:
             self._lock.acquire()
+            locked = not isinstance(self._lock, filelock.SoftFileLock)  # what some versions fall back to
         except filelock.Timeout:
             raise OutputError(
                 "another run is writing this output",
                 file=str(self.path),
                 remedy="Wait until it has ended, or choose another output.",
             ) from None
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            locked = False
+        if not locked:
+            self._refuse_lockless()
+
+    def _refuse_lockless(self) -> None:
+        with contextlib.suppress(OSError):
+            self._lock.release(force=True)
+        if self._staging in self._created:
+            with contextlib.suppress(OSError):
+                (self._staging / "lock").unlink()
+        raise OutputError(
+            "this filesystem has no locks",
+            file=str(self.path),
+            remedy="Choose an output on another filesystem, and copy it here when it is done.",
+        )
 
     def _refuse_strangers(self) -> None:
         if not os.path.lexists(self.path):
             return
         if not self.path.is_dir():
-            raise OutputError("exists and is not a directory", file=str(self.path), remedy="Choose another output.")
+            raise OutputError("exists and is not a directory", file=str(self.path), remedy=_ANOTHER_OUTPUT)
+        if self._staging.is_symlink():  # clearing it would clear another directory
+            raise OutputError(f"holds a symbolic link {STAGING}", file=str(self.path), remedy=_ANOTHER_OUTPUT)
         others = sorted(entry.name for entry in self.path.iterdir() if entry.name != STAGING)
         if not others:
             return
         receipt = read_receipt(self.path)
         if receipt is None:
             raise OutputError(
-                f"exists, is not empty, and was not written by paramdelta: {', '.join(others[:5])}",
+                f"exists, is not empty, and was not written by paramdelta: {printable(listed(others))}",
                 file=str(self.path),
                 remedy="Choose another output, or empty this directory yourself.",
             )
-        if not self._overwrite:
-            raise OutputError(
-                "holds the output of another merge",
-                file=str(self.path),
-                remedy="Use --overwrite to replace it, or choose another output.",
-            )
+        if self._overwrite or is_dead_publication(self.path, receipt):
+            return
+        same = receipt["fingerprint"] == self._plan.fingerprint
+        raise OutputError(
+            f"holds the output of {'this very' if same else 'another'} merge",
+            file=str(self.path),
+            remedy="Use --overwrite to replace it, or choose another output.",
+        )
 
-    def _refuse_full_disk(self) -> None:
-        wanted, free = sum(shard.size for shard in self._plan.shards), free_space(self.path)
-        if self._overwrite:
-            free += sum(size for _, size in _files_of(read_receipt(self.path) or {}))
+    def _refuse_occupied(self, ours: set[str]) -> None:
+        """Refuse where a name is taken by anything but a file of an earlier merge."""
+        for name in {*self._names, *ours}:
+            target = self.path / name
+            if (name not in ours and os.path.lexists(target)) or (target.is_dir() and not target.is_symlink()):
+                raise OutputError(
+                    f"holds something that paramdelta did not write, and would replace: {quoted(name)}",
+                    file=str(self.path),
+                    remedy="Move it elsewhere, or choose another output.",
+                )
+
+    def _refuse_full_disk(self, old: Iterable[str]) -> None:
+        wanted = sum(shard.size for shard in self._plan.shards) + len(self._plan.layout.index or b"")
+        wanted += sum(car.identity.size for car in self._plan.sidecars)
+        free = free_space(self.path)
+        for name in old:
+            with contextlib.suppress(FileNotFoundError):
+                free += (self.path / name).lstat().st_size
         if free < wanted:
             raise OutputError(
                 f"the output takes {format_size(wanted)} and the disk has {format_size(free)} free",
@@ -156,25 +242,16 @@ class OutputDirectory:
                 remedy="Free some space, or choose an output on another disk.",
             )
 
-    def _remove_old(self) -> None:
-        """Remove what the old receipt lists, and nothing else; what makes the old output loadable goes first."""
-        receipt = read_receipt(self.path)
-        if receipt is None:
-            return
-        names = [name for name, _ in _files_of(receipt)]
-        for name in (INDEX_FILE, SINGLE_FILE):
-            if name in names:
-                (self.path / name).unlink(missing_ok=True)
-        platform.sync_directory(self.path)
-        for name in [*names, RECEIPT]:
-            (self.path / name).unlink(missing_ok=True)
-        platform.sync_directory(self.path)
+    def _check_sidecars(self) -> None:
+        for car in self._plan.sidecars:
+            check_identity(InputFile(str(car.source), car.identity, ""))
 
     def _clean_up(self) -> None:
         """Remove the staging directory, if it is this run's, and the directories that it created and left empty."""
         if self._lock.is_locked:
             shutil.rmtree(self._staging, ignore_errors=True)
-            self._lock.release()
+            with contextlib.suppress(OSError):
+                self._lock.release()
             with contextlib.suppress(OSError):  # Windows removes no open file: its lock goes with the release
                 self._staging.rmdir()
             with contextlib.suppress(OSError):
@@ -184,66 +261,37 @@ class OutputDirectory:
                 directory.rmdir()
 
 
-def read_receipt(path: Path) -> dict[str, Any] | None:
-    """Return the receipt of a finished output, or None where there is none that can be read."""
-    try:
-        receipt = json.loads((path / RECEIPT).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return receipt if isinstance(receipt, dict) and "fingerprint" in receipt else None
+def _copy_durably(car: Sidecar, target: Path) -> None:
+    """Copy a sidecar.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        InputChangedError: it is not what it was when the plan was made.
+    """
+    with open_regular(car.source) as (descriptor, status):
+        if FileIdentity.of(status) != car.identity:
+            raise InputChangedError("changed since the merge was planned", file=printable(str(car.source)))
+        _write_durably(target, _chunks(descriptor, printable(str(car.source))))
 
 
-def is_complete(path: Path, plan: Plan) -> bool:
-    """Return whether ``path`` already holds the output of exactly this plan."""
-    receipt = read_receipt(path)
-    if receipt is None or receipt["fingerprint"] != plan.fingerprint:
-        return False
-    if plan.layout.index is not None and not (path / INDEX_FILE).is_file():
-        return False
-    return all(
-        (path / shard.name).is_file() and (path / shard.name).stat().st_size == shard.size for shard in plan.shards
-    )
+def _chunks(descriptor: int, file: str) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = os.read(descriptor, _CHUNK)
+        except OSError as error:
+            raise unreadable(file, error) from error
+        if not chunk:
+            return
+        yield chunk
 
 
-def refuse_inputs(path: Path, plan: Plan) -> None:
-    """Raise OutputError where the output would be, or lie inside, an input."""
-    resolved = path.resolve()
-    for source in plan.inputs:
-        root = Path(source.path).resolve()
-        if resolved == root or root in resolved.parents:
-            raise OutputError(
-                f"lies in an input, {source.role} ({source.path}): inputs are never written",
-                file=str(path),
-                remedy="Choose another output.",
-            )
-
-
-def free_space(path: Path) -> int:
-    """Return the bytes that an ordinary user can still write where ``path`` is or will be."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def _files_of(receipt: dict[str, Any]) -> list[tuple[str, int]]:
-    """Return name and size of every file that a receipt lists; names that are no plain file names are left out."""
-    entries = receipt.get("files", [])
-    return [(e["name"], e["bytes"]) for e in entries if Path(e["name"]).name == e["name"]]
-
-
-def _make_directories(path: Path) -> list[Path]:
-    """Create ``path`` and its parents; return those that did not exist, outermost first."""
-    missing = [directory for directory in [*reversed(path.parents), path] if not directory.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for directory in missing:
-        platform.sync_directory(directory.parent)
-    return missing
-
-
-def _write_durably(path: Path, content: bytes) -> None:
+def _write_durably(path: Path, content: Iterable[bytes]) -> None:
     descriptor = platform.open_for_writing(str(path))
     try:
-        platform.write_all(descriptor, memoryview(content), 0)
+        offset = 0
+        for chunk in content:
+            platform.write_all(descriptor, memoryview(bytearray(chunk)), offset)  # some systems take writable ones only
+            offset += len(chunk)
         platform.sync_file(descriptor)
     finally:
         os.close(descriptor)

@@ -10,15 +10,17 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from paramdelta.engine import kernels
 from paramdelta.engine.inputs import Inputs, check_identity, files_of, last_uses
+from paramdelta.engine.progress import NonFinite, Outcome, Progress
 from paramdelta.engine.windows import Batch, Step, Window, batches, cut, segments
-from paramdelta.errors import CancelledError
+from paramdelta.errors import BudgetError, CancelledError
 from paramdelta.storage.memory import Buffer
 from paramdelta.storage.platform import ALIGNMENT
 
@@ -34,32 +36,6 @@ if TYPE_CHECKING:
     from paramdelta.storage.source import Loan
 
 _POLL_SECONDS: Final = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is: bytes of output written, of how many, and the shards that are complete."""
-
-    done: int
-    total: int
-    shards_done: int
-    shards: int
-
-
-@dataclass(frozen=True, slots=True)
-class NonFinite:
-    """How many elements of a tensor became infinite or NaN although no law copied them."""
-
-    infinities: int
-    nans: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run found out: tensors with new non-finite values, and the backends that read the inputs."""
-
-    nonfinite: dict[str, NonFinite]
-    backends: tuple[str, ...]
 
 
 class Target(Protocol):
@@ -97,22 +73,45 @@ def run(
     inputs = Inputs(plan.files, io)
     feed = _Feed(plan, budget, target)
     events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-    workers = [_Worker(number, plan, budget, inputs, feed, events) for number in range(budget.workers)]
+    workers: list[_Worker] = []
     completion = _Completion(plan, inputs, feed, target)
-    try:
-        for worker in workers:
-            worker.start()
+    with ExitStack() as cleanup:
+        cleanup.callback(inputs.close)
+        cleanup.callback(feed.abandon)
+        cleanup.callback(_join, workers)
+        cleanup.callback(feed.stop)
+        _start(workers, plan, budget, inputs, feed, events)
         for window in _finished_windows(events, len(workers), cancelled):
             completion.add(window)
             if on_progress is not None:
                 on_progress(completion.progress)
-    finally:
-        feed.stop()
-        for worker in workers:
-            worker.join()
-        feed.abandon()
-        inputs.close()
     return Outcome(_sum_up(plan, workers), tuple(sorted(inputs.backends)))
+
+
+def _start(
+    workers: list[_Worker],
+    plan: Plan,
+    budget: Budget,
+    inputs: Inputs,
+    feed: _Feed,
+    events: queue.SimpleQueue[_Event],
+) -> None:
+    """Start the budget's workers, each added to ``workers`` once it runs."""
+    try:
+        for number in range(budget.workers):
+            worker = _Worker(number, plan, budget, inputs, feed, events)
+            worker.start()
+            workers.append(worker)
+    except (OSError, RuntimeError, MemoryError) as error:  # no address space, or no more threads
+        raise BudgetError(
+            f"only {len(workers)} of {budget.workers} workers could be started: {error}",
+            remedy="Use fewer --workers, or raise the limits of this process (ulimit -v, ulimit -u).",
+        ) from error
+
+
+def _join(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.join()
 
 
 _Event = Window | BaseException | None  # a window that is written, what ended a worker, or its quiet end
@@ -197,9 +196,10 @@ class _Feed:
 
     def abandon(self) -> None:
         """Close the sinks of unfinished shards. No worker may be running."""
-        for sink in self._sinks.values():
-            sink.abandon()
-        self._sinks.clear()
+        while self._sinks:
+            _, sink = self._sinks.popitem()
+            with suppress(OSError):  # nothing was promised of it
+                sink.abandon()
 
 
 class _Worker(threading.Thread):
@@ -214,7 +214,7 @@ class _Worker(threading.Thread):
         feed: _Feed,
         events: queue.SimpleQueue[_Event],
     ) -> None:
-        super().__init__(name=f"paramdelta-{number}")
+        super().__init__(name=f"paramdelta-{number}", daemon=True)  # a second Ctrl-C waits for nobody
         self._plan, self._inputs, self._feed, self._events = plan, inputs, feed, events
         self._arena = Buffer(budget.arena_bytes)
         self._output = Buffer(budget.window_bytes + 2 * ALIGNMENT)  # slack for elements that a boundary cuts

@@ -9,12 +9,15 @@ from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.planning.differences import Difference, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from paramdelta.checkpoint.checkpoint import Checkpoint, TensorRef
 
 MERGED: Final = frozenset({"BF16", "F16", "F32", "F64"})
-"""safetensors dtypes that are added; every other one is copied or refused."""
+"""safetensors dtypes that are added."""
+
+COPIED: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
+"""safetensors dtypes that are taken from the new base; every other one is refused."""
 
 
 class Operand(NamedTuple):
@@ -121,7 +124,7 @@ def _difference(name: str, members: Sequence[Member], refs: Sequence[TensorRef])
         return None
     if any(ref.dtype != refs[0].dtype for ref in refs):
         return Difference("dtypes that cannot be added", name, _by_role(members, [ref.dtype for ref in refs]))
-    if DTYPES[refs[0].dtype].is_float:
+    if refs[0].dtype not in COPIED:
         return Difference("dtypes that cannot be added", name, f"{refs[0].dtype} in all")
     return None
 
@@ -144,8 +147,3 @@ def _operation(
     if new.dtype not in MERGED:  # integers and bools are never added
         return Operation(name, "copy", new.dtype, new.shape, (operands[0],), ())
     return Operation(name, "delta", dtype or new.dtype, new.shape, tuple(operands), alphas)
-
-
-def tensors_by_name(operations: Sequence[Operation]) -> Mapping[str, Operation]:
-    """Return the operations by the name of the tensor that they make."""
-    return {operation.name: operation for operation in operations}

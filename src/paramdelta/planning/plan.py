@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paramdelta.checkpoint.checkpoint import Checkpoint, FileIdentity, open_checkpoint
-from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.checkpoint.sidecars import Sidecar, choose_sidecars
 from paramdelta.checkpoint.unsupported import refuse_unmergeable
 from paramdelta.checkpoint.wording import quoted
@@ -289,13 +288,3 @@ def _warnings(members: Sequence[Member], operations: Sequence[Operation]) -> lis
             )
         )
     return warnings
-
-
-def widest_ratio(operations: Sequence[Operation]) -> tuple[int, int]:
-    """Return the most operands of any operation, and the most input bytes read per output byte, rounded up."""
-    operands, ratio = 1, 1
-    for operation in operations:
-        read = sum(DTYPES[operand.dtype].bits for operand in operation.operands)
-        operands = max(operands, len(operation.operands))
-        ratio = max(ratio, -(-read // DTYPES[operation.dtype].bits))
-    return operands, ratio

@@ -85,9 +85,10 @@ class FileSink:
                 platform.sync_file(self._descriptor)
             finally:
                 os.close(self._descriptor)
+            size = self._path.stat().st_size
         except OSError as error:
             raise output_refused(error, self._path, self._size) from error
-        if self._path.stat().st_size != self._size:
+        if size != self._size:
             raise OutputError("does not have the size that was written", file=str(self._path))
 
     def abandon(self) -> None:

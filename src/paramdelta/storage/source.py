@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Backend = Literal["mmap", "pread", "direct"]
 BACKENDS: Final[tuple[Backend, ...]] = ("mmap", "pread", "direct")
+IO_CHOICES: Final = ("auto", *BACKENDS)
 
 MOSTLY_RESIDENT: Final = 0.5
 """From this share of a file in the page cache on, mapping it beats reading it from the device."""
@@ -88,7 +89,11 @@ def _known(io: str) -> Backend:
 def _open_automatically(path: str, size: int) -> Source:
     with contextlib.suppress(OSError):  # no address space (RLIMIT_AS), or a filesystem that maps nothing
         mapped = MappedSource(path, size)
-        if mapped.resident_share() >= MOSTLY_RESIDENT:
+        try:
+            resident = mapped.resident_share() >= MOSTLY_RESIDENT
+        except OSError:
+            resident = False
+        if resident:
             return mapped
         mapped.close()
     with contextlib.suppress(OSError):
@@ -152,10 +157,12 @@ class MappedSource:
         self._file = _File(path, size)
         try:
             self._map = mmap.mmap(self._file.descriptor, size, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):
-            os.close(self._file.descriptor)
-            self._file.check_size()
-            raise
+        except (OSError, ValueError) as error:  # ValueError: the file has just become shorter
+            try:
+                self._file.check_size()
+            finally:
+                os.close(self._file.descriptor)
+            raise error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error), path) from None
         self._address = platform.address_of(self._map)
 
     def resident_share(self) -> float:
@@ -213,6 +220,8 @@ class PositionalSource:
     def borrow(self, offset: int, size: int, memory: memoryview) -> Loan:
         """Read the range into ``memory``."""
         self._file.read(offset, memory[:size], size, self._flags)
+        if not self._flags:
+            platform.drop_cached(self._file.descriptor, offset, size)
         return Loan(platform.address_of(memory), size)
 
     def give_back(self, loan: Loan) -> None:

@@ -1,0 +1,96 @@
+"""Where an output may lie: beside its inputs, never among them, on a disk that is there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paramdelta.checkpoint.wording import printable
+from paramdelta.errors import OutputError
+from paramdelta.storage import platform
+from paramdelta.storage.sink import output_refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from paramdelta.planning.plan import Plan
+
+_REMEDY = "Choose another output."
+
+
+def refuse_inputs(path: Path, plan: Plan) -> None:
+    """Raise OutputError where the output would be, or lie inside, an input, or would hold a file of one."""
+    with refusals(path):
+        real = Path(os.path.realpath(path))
+        own = _aliases(real)
+        around = own.union(*map(_aliases, real.parents))
+        files = {file.path for file in plan.files} | {str(car.source) for car in plan.sidecars}
+        for source in plan.inputs:
+            if not around.isdisjoint(_aliases(source.path)):
+                raise OutputError(
+                    f"lies in an input, {source.role} ({source.path}): inputs are never written",
+                    file=str(path),
+                    remedy=_REMEDY,
+                )
+            if not Path(source.path).is_dir():
+                files.add(source.path)
+        # Where a file is named, and where it lies if that is a link.
+        homes = {os.path.dirname(place): file for file in files for place in (file, os.path.realpath(file))}  # noqa: PTH120
+        for home, file in homes.items():
+            if not own.isdisjoint(_aliases(home or ".")):
+                raise OutputError(
+                    f"holds a file of an input ({file}): inputs are never written",
+                    file=str(path),
+                    remedy=_REMEDY,
+                )
+
+
+def free_space(path: Path) -> int:
+    """Return the bytes that an ordinary user can still write where ``path`` is or will be.
+
+    Raises:
+        OutputError: neither ``path`` nor any directory above it is there.
+    """
+    for place in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    raise OutputError("lies on no disk that is there", file=str(path), remedy=_REMEDY)
+
+
+def make_directories(path: Path, created: list[Path]) -> None:
+    """Create ``path`` and its parents; add those that did not exist to ``created``, outermost first."""
+    for directory in (*reversed(path.parents), path):
+        if directory.is_dir():
+            continue
+        try:
+            directory.mkdir()
+        except FileExistsError:  # another run was faster
+            if not directory.is_dir():
+                raise
+            continue
+        created.append(directory)
+        platform.sync_directory(directory.parent)
+
+
+@contextlib.contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into an OutputError about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise output_refused(error, path) from error
+    except ValueError as error:  # a name that no system call takes
+        raise OutputError(f"cannot be written: {error}", file=printable(str(path))) from error
+
+
+def _aliases(path: str | Path) -> set[object]:
+    """Return what names a file or directory: its real path and, for what has several, its device and inode."""
+    names: set[object] = {os.path.normcase(os.path.realpath(path))}
+    with contextlib.suppress(OSError):
+        status = os.stat(path)  # noqa: PTH116
+        if status.st_ino:
+            names.add((status.st_dev, status.st_ino))
+    return names
