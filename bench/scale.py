@@ -7,7 +7,6 @@ in a process of its own; time and peak RSS are those of the whole process.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -16,9 +15,21 @@ from statistics import median
 
 from tests.make import llama_shapes, sparse_checkpoint
 
+from bench.machine import describe
 from bench.measure import measure
 
 SHARDS = {"70B": 30, "671B": 163}
+PAGE = Path(__file__).with_name("SCALE.md")
+PREAMBLE = """\
+<!-- Written by `python -m bench.scale`; do not edit. -->
+
+# Planning at full size
+
+`paramdelta plan --json`, whole process, from headers alone (sparse files); {runs} runs. {CPU}, {cores} cores, {kernel}.
+
+| | tensors | shards | s, median | s, range | peak RSS, MB |
+|:--|--:|--:|--:|--:|--:|
+"""
 
 
 def shapes_70b() -> dict[str, tuple[int, ...]]:
@@ -43,31 +54,36 @@ def shapes_671b() -> dict[str, tuple[int, ...]]:
 
 
 def main() -> None:
+    """Measure both sizes and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
-    for size, shapes in (("70B", shapes_70b()), ("671B", shapes_671b())):
-        root = Path(tempfile.mkdtemp(prefix="paramdelta-scale-"))
-        try:
-            for role in ("post", "base", "new_base"):
-                sparse_checkpoint(root / role, shapes, SHARDS[size])
-            command = [str(Path(sys.executable).with_name("paramdelta")), "plan", "--json"]
-            for role in ("post", "base", "new_base"):
-                command += [f"--{role.replace('_', '-')}", str(root / role)]
-            results = [measure(command) for _ in range(runs)]
-            print(
-                json.dumps(
-                    {
-                        "size": size,
-                        "tensors": len(shapes),
-                        "exit_codes": sorted({result.exit_code for result in results}),
-                        "median_seconds": round(median(result.wall_seconds for result in results), 3),
-                        "peak_rss_mb": round(max(result.peak_rss_bytes for result in results) / 1e6, 1),
-                    }
-                )
-            )
-        finally:
-            shutil.rmtree(root)
+    parser.add_argument("--out", type=Path, default=PAGE)
+    options = parser.parse_args()
+    rows = [row(size, shapes, options.runs) for size, shapes in (("70B", shapes_70b()), ("671B", shapes_671b()))]
+    machine = describe(Path(tempfile.gettempdir()))
+    options.out.write_text(PREAMBLE.format(runs=options.runs, **machine) + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+def row(size: str, shapes: dict[str, tuple[int, ...]], runs: int) -> str:
+    """Return the table's row of one size."""
+    root = Path(tempfile.mkdtemp(prefix="paramdelta-scale-"))
+    try:
+        for role in ("post", "base", "new_base"):
+            sparse_checkpoint(root / role, shapes, SHARDS[size])
+        command = [str(Path(sys.executable).with_name("paramdelta")), "plan", "--json"]
+        for role in ("post", "base", "new_base"):
+            command += [f"--{role.replace('_', '-')}", str(root / role)]
+        results = [measure(command) for _ in range(runs)]
+    finally:
+        shutil.rmtree(root)
+    if not all(result.ok for result in results):
+        raise SystemExit(results[0].last_words())
+    seconds = [result.wall_seconds for result in results]
+    peak = max(result.peak_rss_bytes for result in results)
+    return (
+        f"| {size} | {len(shapes):,} | 3 × {SHARDS[size]} | {median(seconds):.2f}"
+        f" | {min(seconds):.2f} - {max(seconds):.2f} | {peak / 1e6:.0f} |"
+    )
 
 
 if __name__ == "__main__":

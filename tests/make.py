@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +34,19 @@ BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
+
+
+def skip_without_direct_io(io: str, directory: Path) -> None:
+    """Skip the test where `io` is "direct" and the filesystem of `directory` has no direct I/O (some tmpfs)."""
+    if io != "direct":
+        return
+    (directory / "probe").write_bytes(bytes(4096))
+    try:
+        descriptor = os.open(directory / "probe", os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+    except OSError as error:
+        pytest.skip(f"no direct I/O in the directory for temporary files: {error}")
+    os.close(descriptor)
+    (directory / "probe").unlink()
 
 
 # -- tensors -------------------------------------------------------------------------------------------------

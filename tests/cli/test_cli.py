@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.make import encode, llama_shapes, normal, sparse_checkpoint, write_checkpoint
+from tests.make import encode, llama_shapes, normal, skip_without_direct_io, sparse_checkpoint, write_checkpoint
 
 Run = subprocess.CompletedProcess[str]
 
@@ -283,6 +283,7 @@ def test_names_with_control_characters_never_reach_the_terminal_raw(tmp_path: Pa
 @pytest.mark.parametrize("io", ["mmap", "pread", "direct"])
 def test_the_whole_process_stays_within_its_memory_budget(tmp_path: Path, io: str) -> None:
     """On 3 × 840 MB of holes, with tensors of 134 MB, some of them behind odd offsets."""
+    skip_without_direct_io(io, tmp_path)
     shapes = {"odd": (1, 2049), **{f"w{number}": (1 << 13, 1 << 13) for number in range(6)}, "norm": (8193,)}
     for role in ("post", "base", "new_base"):
         sparse_checkpoint(tmp_path / role, shapes, shards=2 if role == "post" else 1)

@@ -24,7 +24,7 @@ from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Delta, Recipe
 from paramdelta.storage import platform
 from tests import oracle
-from tests.make import Tensor, at_odd_offsets, encode, normal, write_checkpoint
+from tests.make import Tensor, at_odd_offsets, encode, normal, skip_without_direct_io, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,7 +118,31 @@ def reference(triple: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def test_the_bytes_depend_on_neither_backend_nor_workers_nor_windows(
     triple: Path, tmp_path: Path, reference: Mapping[str, bytes], io: str, workers: int, window: int
 ) -> None:
+    skip_without_direct_io(io, tmp_path)
     assert carry_out(plan_of(triple), tmp_path / "out", io=io, workers=workers, window=window) == reference
+
+
+@pytest.fixture(scope="module")
+def large_triple(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tensor of 36 MB at an odd offset: it straddles even the largest windows."""
+    root = tmp_path_factory.mktemp("large")
+    values = np.random.default_rng(0).integers(1 << 14, size=(3, 18_000_001), dtype=np.uint16)
+    for role, codes in zip(("post", "base", "new_base"), values, strict=True):
+        write_checkpoint(root / role, at_odd_offsets({"w": ("BF16", (codes.size,), codes.tobytes())}))
+    return root
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread", "direct"])
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_tensors_that_straddle_the_largest_windows_have_the_same_bytes_too(
+    large_triple: Path, tmp_path: Path, io: str, workers: int
+) -> None:
+    skip_without_direct_io(io, tmp_path)
+    outputs = [
+        carry_out(plan_of(large_triple), tmp_path / f"out-{window}", io=io, workers=workers, window=window)
+        for window in WINDOWS[1:]
+    ]
+    assert outputs[0] == outputs[1]
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -199,6 +223,7 @@ def test_a_cancelled_run_stops_and_leaves_nothing(triple: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("io", ["mmap", "pread", "direct"])
 def test_an_input_that_shrinks_after_planning_is_an_error_and_leaves_nothing(tmp_path: Path, io: str) -> None:
+    skip_without_direct_io(io, tmp_path)
     for seed, role in enumerate(("post", "base", "new_base")):
         write_checkpoint(tmp_path / role, {"w": normal((300, 1000), seed=seed)})
     plan = plan_of(tmp_path)
@@ -213,6 +238,7 @@ def test_an_input_that_shrinks_after_planning_is_an_error_and_leaves_nothing(tmp
 
 @pytest.mark.parametrize("io", ["mmap", "pread", "direct"])
 def test_an_input_that_shrinks_under_the_run_is_an_error_and_leaves_nothing(tmp_path: Path, io: str) -> None:
+    skip_without_direct_io(io, tmp_path)
     for seed, role in enumerate(("post", "base", "new_base")):
         write_checkpoint(tmp_path / role, {"w": normal((300, 10_000), seed=seed)})
     plan = plan_of(tmp_path)
