@@ -90,6 +90,14 @@ def test_the_least_limit_on_the_path_counts(groups: Path) -> None:
     assert available_memory() == 3 * GIB
 
 
+def test_a_group_that_is_slowed_down_before_its_limit_leaves_what_is_below_that(groups: Path) -> None:
+    belongs_to(groups, "0::/job")
+    write_group(groups / "job", memory__max=8 * GIB, memory__high=4 * GIB, memory__current=1 * GIB)
+    assert available_memory() == 3 * GIB
+    write_group(groups / "job", memory__max="max")
+    assert available_memory() == 3 * GIB
+
+
 def test_limits_beside_the_path_do_not_count(groups: Path) -> None:
     belongs_to(groups, "0::/user/job")
     write_group(groups / "user/job", memory__max=8 * GIB, memory__current=0)

@@ -4,8 +4,9 @@ import errno
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import pytest
@@ -16,11 +17,21 @@ from paramdelta.engine import output as output_module
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.receipt import RECEIPT, STAGING, is_complete, read_receipt
-from paramdelta.errors import BudgetError, CheckpointError, InputChangedError, NonFiniteError, OutputError
+from paramdelta.errors import (
+    BudgetError,
+    CancelledError,
+    CheckpointError,
+    InputChangedError,
+    NonFiniteError,
+    OutputError,
+)
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe
 from paramdelta.storage import platform
 from tests.make import encode, normal, write_checkpoint
+
+if TYPE_CHECKING:
+    from paramdelta.engine.progress import Progress
 
 INDEX = "model.safetensors.index.json"
 
@@ -413,6 +424,7 @@ def test_a_later_run_clears_what_a_death_while_publishing_left(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         seen = die_at(patch, number, cleaning_up=False)
+        patch.setattr(OutputDirectory, "_clean_up", lambda self: self._lock.release(force=True))
         with pytest.raises(Death):
             merge(triple, tmp_path / "out", alpha=2, shard_size=shard_size)
     assert seen[:1] == [RECEIPT][:number]
@@ -434,6 +446,45 @@ def test_whatever_ends_a_publication_undoes_it(
     die_at(monkeypatch, number, cleaning_up=True)
     with pytest.raises(Death):
         merge(triple, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_that_its_owner_moved_away_does_not_cost_the_shards(triple: Path, tmp_path: Path) -> None:
+    merge(triple, tmp_path / "out")
+    (tmp_path / "out" / INDEX).rename(tmp_path / INDEX)
+    before = contents(tmp_path / "out")
+    with pytest.raises(OutputError, match="--overwrite"):
+        merge(triple, tmp_path / "out", alpha=2)
+    assert contents(tmp_path / "out") == before
+
+
+def test_overwriting_that_ended_early_can_be_repeated_beside_files_of_the_user(triple: Path, tmp_path: Path) -> None:
+    merge(triple, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    cancelled = threading.Event()
+    with pytest.raises(CancelledError):
+        merge(
+            triple,
+            tmp_path / "out",
+            alpha=2,
+            overwrite=True,
+            workers=1,
+            on_progress=lambda _: cancelled.set(),
+            cancelled=cancelled,
+        )
+    assert contents(tmp_path / "out").keys() == {RECEIPT, "notes.txt"}
+    merge(triple, tmp_path / "out")
+    merge(triple, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh") | {"notes.txt": b"mine"}
+
+
+def test_an_input_that_changes_after_its_last_window_is_an_error(triple: Path, tmp_path: Path) -> None:
+    def touch(progress: Progress) -> None:
+        if progress.done == progress.total:
+            os.utime(next((triple / "post").glob("*.safetensors")), ns=(0, 0))
+
+    with pytest.raises(InputChangedError, match="mtime_ns"):
+        merge(triple, tmp_path / "out", on_progress=touch)
     assert not (tmp_path / "out").exists()
 
 

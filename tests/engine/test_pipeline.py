@@ -17,12 +17,14 @@ from safetensors import safe_open
 
 from paramdelta.engine import pipeline
 from paramdelta.engine.budget import Budget, Shape
+from paramdelta.engine.inputs import Inputs
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.progress import NonFinite, Progress
 from paramdelta.errors import CancelledError, InputChangedError, OutputError
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Delta, Recipe
 from paramdelta.storage import platform
+from paramdelta.storage.sink import FileSink
 from tests import oracle
 from tests.make import Tensor, at_odd_offsets, encode, normal, skip_without_direct_io, write_checkpoint
 
@@ -66,7 +68,7 @@ def plan_of(root: Path) -> Plan:
 def carry_out(
     plan: Plan, output: Path, *, io: str = "auto", workers: int = 2, window: int = 1 << 20
 ) -> dict[str, bytes]:
-    budget = Budget(1 << 30, workers, window, Shape.of(plan.operations).arena(window))
+    budget = Budget.of(1 << 30, workers, window, Shape.of(plan.operations))
     with OutputDirectory(output, plan, overwrite=False) as directory:
         directory.begin()
         pipeline.run(plan, budget, io, directory)
@@ -173,7 +175,7 @@ def test_the_output_keeps_the_new_bases_shards_order_and_dtypes(triple: Path, tm
 def test_progress_reaches_the_total_and_every_shard(triple: Path, tmp_path: Path) -> None:
     plan = plan_of(triple)
     seen: list[Progress] = []
-    budget = Budget(1 << 30, 3, 64 << 10, Shape.of(plan.operations).arena(64 << 10))
+    budget = Budget.of(1 << 30, 3, 64 << 10, Shape.of(plan.operations))
     with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
         directory.begin()
         pipeline.run(plan, budget, "auto", directory, seen.append)
@@ -204,7 +206,7 @@ def test_new_non_finite_values_are_counted_once_per_element_wherever_windows_are
         data = encode(np.full(count, value, np.float32), "F32")
         write_checkpoint(tmp_path / role, at_odd_offsets({"w": ("F32", (count,), data)}))
     plan = plan_of(tmp_path)
-    budget = Budget(1 << 30, 2, window, Shape.of(plan.operations).arena(window))
+    budget = Budget.of(1 << 30, 2, window, Shape.of(plan.operations))
     with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
         directory.begin()
         outcome = pipeline.run(plan, budget, "auto", directory)
@@ -213,12 +215,50 @@ def test_new_non_finite_values_are_counted_once_per_element_wherever_windows_are
 
 def test_a_cancelled_run_stops_and_leaves_nothing(triple: Path, tmp_path: Path) -> None:
     plan, cancelled = plan_of(triple), threading.Event()
-    budget = Budget(1 << 30, 2, 4096, Shape.of(plan.operations).arena(4096))
+    budget = Budget.of(1 << 30, 2, 4096, Shape.of(plan.operations))
     with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
         directory.begin()
         with pytest.raises(CancelledError):
             pipeline.run(plan, budget, "auto", directory, lambda _: cancelled.set(), cancelled)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_while_workers_are_awaited_closes_nothing_under_them(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, released = threading.Event(), threading.Event()
+    events: list[str] = []
+
+    def hold(*_: object) -> None:
+        held.set()
+        released.wait(60)
+        events.append("written")
+
+    def close(_: Inputs) -> None:
+        events.append("closed")
+
+    def interrupted(self: threading.Thread) -> None:
+        if threading.current_thread() is threading.main_thread():
+            held.wait(60)
+            raise KeyboardInterrupt
+        join(self)
+
+    join = threading.Thread.join
+    monkeypatch.setattr(FileSink, "write", hold)
+    monkeypatch.setattr(Inputs, "close", close)
+    monkeypatch.setattr(pipeline._Worker, "join", interrupted)
+    plan, cancelled = plan_of(triple), threading.Event()
+    cancelled.set()
+    budget = Budget.of(1 << 30, 2, 4096, Shape.of(plan.operations))
+    with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
+        directory.begin()
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(plan, budget, "auto", directory, None, cancelled)
+        assert events == []
+        released.set()
+        closer = next(thread for thread in threading.enumerate() if thread.name == "paramdelta-close")
+        closer.join(60)
+    assert events.index("closed") == len(events) - 1 > 0
 
 
 @pytest.mark.parametrize("io", ["mmap", "pread", "direct"])
@@ -243,7 +283,7 @@ def test_an_input_that_shrinks_under_the_run_is_an_error_and_leaves_nothing(tmp_
         write_checkpoint(tmp_path / role, {"w": normal((300, 10_000), seed=seed)})
     plan = plan_of(tmp_path)
     file = tmp_path / "base" / "model.safetensors"
-    budget = Budget(1 << 30, 1, 4096, Shape.of(plan.operations).arena(4096))
+    budget = Budget.of(1 << 30, 1, 4096, Shape.of(plan.operations))
 
     def shrink(progress: Progress) -> None:
         if progress.done < progress.total / 4:

@@ -355,6 +355,19 @@ def test_a_buffered_sink_sends_windows_to_the_device_as_they_come(
     sink.finish()
 
 
+def test_a_buffered_sink_passes_on_that_the_device_failed_behind_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The system reports a failed write-back once: were it overheard here, the sync at the end would succeed.
+    refuse_direct(monkeypatch)
+    monkeypatch.setattr(platform, "finish_writeback", failure(errno.EIO))
+    sink = FileSink(tmp_path / "file", 2 * WINDOW)
+    write_window(sink, bytes(2 * WINDOW), 0)
+    with pytest.raises(OutputError, match=os.strerror(errno.EIO)):
+        write_window(sink, bytes(2 * WINDOW), WINDOW)
+    sink.abandon()
+
+
 def test_what_the_system_refuses_is_explained_without_a_size_too(tmp_path: Path) -> None:
     refused = output_refused(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tmp_path / "card.md")
     assert str(refused).startswith(f"{tmp_path / 'card.md'}: cannot be written: No space left")

@@ -105,6 +105,18 @@ def not_tiny(x: float) -> float:
     return x if x == 0.0 or abs(x) > _TINY else np.copysign(_TINY, x)
 
 
+@entry
+def floats_are_strict(tiny: float, ulp: float) -> bool:
+    """Return whether this thread keeps subnormals and rounds to nearest, given 2^-1073 and 2^-53.
+
+    The state of the processor is inherited from the thread that starts this one, where a library that was built for
+    speed may have changed it.
+    """
+    kept = tiny * 0.5 + tiny > tiny and np.float32(tiny * 2.0**925) * np.float32(0.5) > np.float32(0.0)
+    nearest = 1.0 + ulp == 1.0 and -1.0 - ulp == -1.0 and 1.0 + 1.5 * ulp > 1.0 and -1.0 - 1.5 * ulp < -1.0
+    return bool(kept and nearest)
+
+
 @part
 def load(address: int | np.int64, width: int, size: int, codes: NDArray[np.uint64]) -> None:
     """Read codes of ``width`` bytes from an address of any alignment."""

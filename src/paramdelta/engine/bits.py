@@ -6,6 +6,7 @@ nothing extra on current CPUs and still become vector instructions. Addresses an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from functools import cache
 from pathlib import Path
@@ -32,9 +33,36 @@ def entry(function: Callable[P, R]) -> Callable[P, R]:
     # numba compares the function's own file alone with its cache: so the code is named after all files it is made of.
     function.__qualname__ += f".{_source_digest()}"
     try:
-        return cast("Callable[P, R]", numba.njit(function, nogil=True, fastmath=False, cache=True))
+        compiled = numba.njit(function, nogil=True, fastmath=False, cache=True)
     except RuntimeError:  # no directory to keep the code in, as in a read-only container: compile every time
-        return cast("Callable[P, R]", numba.njit(function, nogil=True, fastmath=False))
+        compiled = numba.njit(function, nogil=True, fastmath=False)
+    else:
+        compiled._cache = _LenientCache(compiled._cache)
+    return cast("Callable[P, R]", compiled)
+
+
+class _LenientCache:
+    """numba's cache of machine code, which may fail: a damaged file or a full disk costs a compilation, not the run."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, *arguments: Any) -> Any:
+        """Return what was kept, or None, which means: compile."""
+        try:
+            return self._cache.load_overload(*arguments)
+        except Exception:  # unpickling what is damaged raises anything
+            with contextlib.suppress(Exception):
+                self._cache.flush()  # or it would be damaged for ever
+            return None
+
+    def save_overload(self, *arguments: Any) -> None:
+        """Keep the code, if that can be done."""
+        with contextlib.suppress(Exception):
+            self._cache.save_overload(*arguments)
 
 
 def part(function: Callable[P, R]) -> Callable[P, R]:

@@ -12,7 +12,7 @@ import psutil
 from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.errors import BudgetError
 from paramdelta.planning.units import format_size
-from paramdelta.storage.platform import ALIGNMENT, FOLIO
+from paramdelta.storage.platform import ALIGNMENT, PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -54,16 +54,12 @@ class Shape:
         return cls(operands, bytes_per_byte)
 
     def arena(self, window: int) -> int:
-        """Return the bytes that the inputs of one window take, aligned over-reads included."""
-        return self.bytes_per_byte * (window + 2 * ALIGNMENT) + self.operands * 3 * ALIGNMENT
+        """Return the bytes that the inputs of one window take, read into a buffer or mapped, whole blocks of each."""
+        return self.bytes_per_byte * (window + 2 * ALIGNMENT) + self.operands * 3 * max(ALIGNMENT, PAGE)
 
     def worker(self, window: int) -> int:
-        """Return the bytes of RAM that one worker takes: inputs, and the window with a page of slack on either side.
-
-        Where inputs are mapped there is no arena, but a mapped range reaches to the ends of its folios; neighbouring
-        windows share these, so that it comes to one more folio for each operand.
-        """
-        return self.arena(window) + self.operands * FOLIO + window + 2 * ALIGNMENT
+        """Return the bytes of RAM that one worker takes: inputs, and the window with a page of slack on either side."""
+        return self.arena(window) + window + 2 * ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +76,11 @@ class Budget:
     workers: int
     window_bytes: int
     arena_bytes: int
+
+    @classmethod
+    def of(cls, memory: int, workers: int, window_bytes: int, shape: Shape) -> Self:
+        """Return the budget of so many workers with windows of this size."""
+        return cls(memory, workers, window_bytes, shape.arena(window_bytes))
 
 
 def decide(memory: int | None, workers: int | None, shape: Shape, used: int, peak: int) -> Budget:
@@ -113,7 +114,7 @@ def decide(memory: int | None, workers: int | None, shape: Shape, used: int, pea
     window = LARGEST_WINDOW
     while window > SMALLEST_WINDOW and chosen * shape.worker(window) > free:
         window //= 2
-    return Budget(memory, chosen, window, shape.arena(window))
+    return Budget.of(memory, chosen, window, shape)
 
 
 def default_workers() -> int:
@@ -142,20 +143,21 @@ def _cgroup_room() -> Iterator[int]:
     for line in lines:
         hierarchy, controllers, path = line.split(":", 2)
         if hierarchy == "0":
-            yield from _rooms(_CGROUP_ROOT, path, "memory.max", "memory.current", "")
+            yield from _rooms(_CGROUP_ROOT, path, ("memory.max", "memory.high"), "memory.current", "")
         elif "memory" in controllers.split(","):
             root = _CGROUP_ROOT / "memory"
-            yield from _rooms(root, path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            yield from _rooms(root, path, ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_")
 
 
-def _rooms(root: Path, path: str, limit_file: str, usage_file: str, prefix: str) -> Iterator[int]:
+def _rooms(root: Path, path: str, limit_files: tuple[str, ...], usage_file: str, prefix: str) -> Iterator[int]:
     group = root / path.lstrip("/")
     if not group.is_dir():  # inside a container the path is the host's; the mount shows the container's own group
         group = root
     while True:
-        limit, usage = _number(group / limit_file), _number(group / usage_file)
-        if limit is not None and usage is not None:
-            yield max(0, limit - usage + _reclaimable(group / "memory.stat", prefix))
+        limits = [limit for name in limit_files if (limit := _number(group / name)) is not None]
+        usage = _number(group / usage_file)
+        if limits and usage is not None:
+            yield max(0, min(limits) - usage + _reclaimable(group / "memory.stat", prefix))
         if group == root:
             return
         group = group.parent

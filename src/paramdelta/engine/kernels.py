@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paramdelta.engine import arithmetic, shortcuts
+from paramdelta.errors import ParamDeltaError
+from paramdelta.storage import platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,6 +32,8 @@ _FORMATS = {"BF16": (7, 8), "F16": (10, 5), "F32": (23, 8), "F64": (52, 11)}
 
 _SHORTCUTS = {"BF16": shortcuts.skim_bf16, "F16": shortcuts.skim_f16, "F32": shortcuts.skim_f32}
 """For one dtype throughout."""
+
+_TINY, _ULP = 2.0**-1073, 2.0**-53
 
 _STRETCH = 16 * arithmetic.BLOCK
 """Elements done in full where a shortcut stops: enough to hide the calls, too few to matter where it happens once."""
@@ -67,12 +71,29 @@ def fuse(
 
 def prepare(combinations: Iterable[tuple[tuple[str, ...], tuple[float, ...], str]]) -> None:
     """Compile, or load, what `fuse` needs for these (dtypes, alphas, out_dtype), so that no later call waits for it."""
+    arithmetic.floats_are_strict(_TINY, _ULP)
     for dtypes, alphas, out_dtype in combinations:
         nowhere = np.zeros(len(dtypes), np.uint64)
         counters = np.zeros(2, np.int64)
         fuse(nowhere, dtypes, alphas, 0, out_dtype, 0, counters)
         if alphas == (1.0,):  # where a shortcut stops
             _fuse_exact(np.zeros((4, 2), np.int64), nowhere, 0, 0, 0, counters)
+
+
+def require_strict_floats() -> None:
+    """See to it that floats behave in this thread as IEEE 754 has it: subnormals are kept, sums rounded to nearest.
+
+    Raises:
+        ParamDeltaError: they do not, and cannot be made to.
+    """
+    if arithmetic.floats_are_strict(_TINY, _ULP):
+        return
+    platform.restore_floats()
+    if not arithmetic.floats_are_strict(_TINY, _ULP):
+        raise ParamDeltaError(
+            "this process flushes subnormal numbers or rounds in another way than to nearest",
+            remedy="Find the library that does so (built with -ffast-math?), or merge in a process without it.",
+        )
 
 
 @lru_cache(maxsize=1024)

@@ -19,7 +19,7 @@ from paramdelta.checkpoint.files import open_regular, unreadable
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.engine.inputs import check_identity
 from paramdelta.engine.location import free_space, make_directories, refusals, refuse_inputs
-from paramdelta.engine.receipt import RECEIPT, STAGING, is_dead_publication, listed_files, read_receipt
+from paramdelta.engine.receipt import RECEIPT, STAGING, is_abandoned, listed_files, read_receipt
 from paramdelta.errors import InputChangedError, OutputError
 from paramdelta.planning.layout import INDEX_FILE, SINGLE_FILE
 from paramdelta.planning.plan import InputFile
@@ -99,8 +99,7 @@ class OutputDirectory:
             self._refuse_occupied(set() if receipt is None else {*old, RECEIPT})
             self._refuse_full_disk(old)
             self._check_sidecars()
-            if receipt is not None:
-                self._remove_old(old)
+            self._remove_old(old)
             for car in self._plan.sidecars:
                 _copy_durably(car, self._staging / car.name)
             self._check_sidecars()
@@ -119,15 +118,17 @@ class OutputDirectory:
 
         Raises:
             OutputError: the system refuses; the index is then not in place.
-            InputChangedError: a sidecar is not what it was when the plan was made.
+            InputChangedError: an input is not what it was when the plan was made.
         """
         with refusals(self.path):
+            for file in self._plan.files:
+                check_identity(file)
             self._check_sidecars()
             _write_durably(self._staging / RECEIPT, [f"{json.dumps(receipt, indent=2)}\n".encode()])
             if self._plan.layout.index is not None:
                 _write_durably(self._staging / INDEX_FILE, [self._plan.layout.index])
             platform.sync_directory(self._staging)
-            self._refuse_occupied(set())
+            self._refuse_occupied({RECEIPT} if read_receipt(self.path) is not None else set())
             renamed: list[str] = []
             try:
                 self._rename(self._names[:1], renamed)
@@ -151,11 +152,13 @@ class OutputDirectory:
             self._remove([RECEIPT])
 
     def _remove_old(self, old: Iterable[str]) -> None:
-        """Remove what the old receipt lists, and nothing else; what makes the old output loadable goes first."""
+        """Remove what the old receipt lists, and nothing else; what makes the old output loadable goes first.
+
+        The receipt itself stays until a new one takes its place: should this run end before, OUT is still known.
+        """
         first = [name for name in (INDEX_FILE, SINGLE_FILE) if name in old]
         self._remove(first)
         self._remove([name for name in old if name not in first])
-        self._remove([RECEIPT])
 
     def _remove(self, names: list[str]) -> None:
         for name in names:
@@ -208,7 +211,8 @@ class OutputDirectory:
                 file=str(self.path),
                 remedy="Choose another output, or empty this directory yourself.",
             )
-        if self._overwrite or is_dead_publication(self.path, receipt):
+        died = self._staging.is_dir() and self._staging not in self._created
+        if self._overwrite or is_abandoned(self.path, receipt, died=died):
             return
         same = receipt["fingerprint"] == self._plan.fingerprint
         raise OutputError(

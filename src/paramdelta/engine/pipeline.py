@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -75,16 +75,15 @@ def run(
     events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
     workers: list[_Worker] = []
     completion = _Completion(plan, inputs, feed, target)
-    with ExitStack() as cleanup:
-        cleanup.callback(inputs.close)
-        cleanup.callback(feed.abandon)
-        cleanup.callback(_join, workers)
-        cleanup.callback(feed.stop)
+    try:
         _start(workers, plan, budget, inputs, feed, events)
         for window in _finished_windows(events, len(workers), cancelled):
             completion.add(window)
             if on_progress is not None:
                 on_progress(completion.progress)
+    finally:
+        feed.stop()
+        _close_behind(workers, inputs, feed)
     return Outcome(_sum_up(plan, workers), tuple(sorted(inputs.backends)))
 
 
@@ -96,22 +95,33 @@ def _start(
     feed: _Feed,
     events: queue.SimpleQueue[_Event],
 ) -> None:
-    """Start the budget's workers, each added to ``workers`` once it runs."""
+    """Start the budget's workers, each added to ``workers`` before it runs: none is ever forgotten."""
     try:
         for number in range(budget.workers):
-            worker = _Worker(number, plan, budget, inputs, feed, events)
-            worker.start()
-            workers.append(worker)
+            workers.append(_Worker(number, plan, budget, inputs, feed, events))
+            workers[-1].start()
     except (OSError, RuntimeError, MemoryError) as error:  # no address space, or no more threads
         raise BudgetError(
-            f"only {len(workers)} of {budget.workers} workers could be started: {error}",
+            f"only {number} of {budget.workers} workers could be started: {error}",
             remedy="Use fewer --workers, or raise the limits of this process (ulimit -v, ulimit -u).",
         ) from error
 
 
-def _join(workers: Sequence[_Worker]) -> None:
-    for worker in workers:
-        worker.join()
+def _close_behind(workers: Sequence[_Worker], inputs: Inputs, feed: _Feed) -> None:
+    """Close inputs and sinks once no worker uses them. A second Ctrl-C waits for nobody: a thread does it then."""
+
+    def close() -> None:
+        for worker in workers:
+            if worker.ident is not None:
+                worker.join()
+        feed.abandon()
+        inputs.close()
+
+    try:
+        close()
+    except KeyboardInterrupt:
+        threading.Thread(target=close, name="paramdelta-close", daemon=True).start()
+        raise
 
 
 _Event = Window | BaseException | None  # a window that is written, what ended a worker, or its quiet end
@@ -187,12 +197,11 @@ class _Feed:
             return None if self._stopped else next(self._windows, None)
 
     def take_sink(self, shard: int) -> Sink:
-        with self._lock:
-            return self._sinks.pop(shard)
+        return self._sinks.pop(shard)
 
     def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
+        """Hand out no more windows. Waits for nobody: to create a file may take long where space is zeroed."""
+        self._stopped = True
 
     def abandon(self) -> None:
         """Close the sinks of unfinished shards. No worker may be running."""
@@ -225,6 +234,7 @@ class _Worker(threading.Thread):
     def run(self) -> None:
         """Work until there are no windows left."""
         try:
+            kernels.require_strict_floats()
             while (task := self._feed.next()) is not None:
                 window, sink = task
                 self._fill(window)

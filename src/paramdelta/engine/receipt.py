@@ -54,14 +54,18 @@ def is_complete(path: Path, plan: Plan) -> bool:
         return False
 
 
-def is_dead_publication(path: Path, receipt: dict[str, Any]) -> bool:
-    """Return whether a run died between the receipt, which comes first, and the file that makes the output loadable.
+def is_abandoned(path: Path, receipt: dict[str, Any], *, died: bool) -> bool:
+    """Return whether what a receipt lists is not worth keeping: nothing of it is left, or a run died publishing it.
 
-    True also while another run is at that very point: only the lock tells the two apart.
+    Args:
+        died: whether a run left its staging directory behind. Without that, an output whose index alone is missing is
+            one that its owner moved. True also while another run is at that very point: only the lock tells.
     """
     names = listed_files(receipt)
     last = INDEX_FILE if INDEX_FILE in names else SINGLE_FILE
-    return last in names and not os.path.lexists(path / last)
+    if died:
+        return last in names and not os.path.lexists(path / last)
+    return not any(os.path.lexists(path / name) for name in names)
 
 
 def _is_entry(entry: Any) -> bool:

@@ -19,13 +19,10 @@ PAGE: Final = mmap.PAGESIZE
 ALIGNMENT: Final = 4096
 """Bytes. Direct I/O of every common device accepts offsets, lengths and addresses that are multiples of this."""
 
-_MADV_DONTNEED: Final = 4
 _MADV_POPULATE_READ: Final = 22  # Linux 5.14; not named in Python 3.11
 _RWF_DONTCACHE: Final = 0x80  # Linux 6.14; not named in Python
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY})
 _EHWPOISON: Final[int] = getattr(errno, "EHWPOISON", 133)
-FOLIO: Final = 2 << 20
-"""Bytes. A touched page of a mapping brings in the whole folio of the page cache that holds it: at most so much."""
 
 _MOST_PER_CALL: Final = 1 << 30  # Linux stops short of 2 GiB in one call anyway
 
@@ -102,12 +99,13 @@ def _open(path: str, flags: int, *, direct: bool) -> int:
     return descriptor
 
 
-def _fcntl_constant(name: str) -> int | None:
+def _fcntl_constant(name: str, unnamed: int | None = None) -> int | None:
+    """Return the constant, or ``unnamed`` where the system has it and Python's fcntl does not name it."""
     try:
         import fcntl
     except ImportError:
         return None
-    return getattr(fcntl, name, None)
+    return getattr(fcntl, name, unnamed)
 
 
 def _fcntl(descriptor: int, command: int, argument: Any) -> Any:
@@ -217,11 +215,6 @@ def populate(address: int, size: int) -> bool:
     return _advise_memory(address, size, _MADV_POPULATE_READ) not in {errno.EFAULT, _EHWPOISON}
 
 
-def forget(address: int, size: int) -> None:
-    """Unmap the pages of a read-only file mapping: they leave this process's RSS, not the page cache. Advice."""
-    _advise_memory(address, size, _MADV_DONTNEED)
-
-
 def _advise_memory(address: int, size: int, advice: int) -> int:
     """Return 0, or the error number of a refusal."""
     begin = address - address % PAGE
@@ -230,8 +223,21 @@ def _advise_memory(address: int, size: int, advice: int) -> int:
     return ctypes.get_errno()
 
 
-def resident_share(descriptor: int, mapping_address: int, size: int, samples: int = 64) -> float:
-    """Estimate which share (0 to 1) of a mapped file lies in the page cache, from evenly spread samples.
+def map_range(descriptor: int, offset: int, size: int) -> mmap.mmap:
+    """Map bytes of a file to read, from the allocation granularity below ``offset`` on.
+
+    Raises:
+        OSError: the filesystem maps nothing, there is no address space, or the file has become shorter.
+    """
+    begin = offset - offset % mmap.ALLOCATIONGRANULARITY
+    try:
+        return mmap.mmap(descriptor, offset + size - begin, access=mmap.ACCESS_READ, offset=begin)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error)) from None
+
+
+def resident_share(descriptor: int, size: int, samples: int = 64) -> float:
+    """Estimate which share (0 to 1) of a file lies in the page cache, from evenly spread samples.
 
     Returns 0.0 where the system does not tell.
     """
@@ -243,13 +249,19 @@ def resident_share(descriptor: int, mapping_address: int, size: int, samples: in
     if _mincore is None:
         return 0.0
     run = 16
-    vector = ctypes.create_string_buffer(run)
     seen = resident = 0
     for step in range(samples):
         first = step * pages // samples
         count = min(run, pages - first)
-        if _mincore(mapping_address + first * PAGE, count * PAGE, ctypes.addressof(vector)) != 0:
+        try:
+            mapping = map_range(descriptor, first * PAGE, min(count * PAGE, size - first * PAGE))
+        except OSError:
             return 0.0
+        with mapping:
+            vector = ctypes.create_string_buffer(run)
+            begin = address_of(mapping) + first * PAGE % mmap.ALLOCATIONGRANULARITY
+            if _mincore(begin, count * PAGE, ctypes.addressof(vector)) != 0:
+                return 0.0
         seen += count
         resident += sum(byte & 1 for byte in vector.raw[:count])
     return resident / seen
@@ -279,6 +291,18 @@ def _share_read_without_waiting(descriptor: int, pages: int, samples: int) -> fl
     finally:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
     return resident / samples
+
+
+def restore_floats() -> None:
+    """Give this thread the floating-point environment that programs start with, where the C library can do so."""
+    call = getattr(_libc, "fesetenv", None) if _libc is not None else None
+    if call is None:
+        return
+    try:
+        default = ctypes.addressof(ctypes.c_byte.in_dll(_libc, "_FE_DFL_ENV"))  # macOS
+    except ValueError:
+        default = -1  # glibc and musl
+    call(ctypes.c_void_p(default))
 
 
 def address_of(memory: memoryview | mmap.mmap) -> int:
@@ -322,16 +346,28 @@ def drop_cached(descriptor: int, offset: int, size: int) -> None:
 
 
 def start_writeback(descriptor: int, offset: int, size: int) -> None:
-    """Begin to write a dirty range to the device, without waiting. Advice; not durability."""
-    if _sync_file_range is not None:
-        _sync_file_range(descriptor, offset, size, 2)  # SYNC_FILE_RANGE_WRITE
+    """Begin to write a dirty range to the device, without waiting. Not durability. Raises as `finish_writeback`."""
+    _write_back(descriptor, offset, size, 2)  # SYNC_FILE_RANGE_WRITE
 
 
 def finish_writeback(descriptor: int, offset: int, size: int) -> None:
-    """Wait until a dirty range has left for the device, then drop it from the cache. Advice; not durability."""
+    """Wait until a dirty range has left for the device, then drop it from the cache. Not durability.
+
+    Raises:
+        OSError: the device failed. The system reports that once: a later sync may well succeed.
+    """
+    _write_back(descriptor, offset, size, 7)  # WAIT_BEFORE | WRITE | WAIT_AFTER
     if _sync_file_range is not None:
-        _sync_file_range(descriptor, offset, size, 7)  # WAIT_BEFORE | WRITE | WAIT_AFTER
         drop_cached(descriptor, offset, size)
+
+
+def _write_back(descriptor: int, offset: int, size: int, flags: int) -> None:
+    while _sync_file_range is not None and _sync_file_range(descriptor, offset, size, flags) != 0:
+        error = _last_error()
+        if error.errno in _UNSUPPORTED or error.errno == errno.ESPIPE:
+            return
+        if error.errno != errno.EINTR:
+            raise error
 
 
 def preallocate(descriptor: int, size: int) -> bool:
@@ -355,13 +391,14 @@ def preallocate(descriptor: int, size: int) -> bool:
             break
         else:
             return True
-    command = _fcntl_constant("F_PREALLOCATE")
+    command = _fcntl_constant("F_PREALLOCATE", 42 if sys.platform == "darwin" else None)
     reserved = False
     if command is not None:
         import struct
 
         allocate_all, from_the_end = 4, 3
-        request = struct.pack("=IiqqQ", allocate_all, from_the_end, 0, size, 0)
+        missing = max(0, size - 512 * os.fstat(descriptor).st_blocks)
+        request = struct.pack("=IiqqQ", allocate_all, from_the_end, 0, missing, 0)
         try:
             _fcntl(descriptor, command, request)
             reserved = True

@@ -1,6 +1,6 @@
 """A file that is read by byte range: mapped, by positional reads, or around the page cache, behind one protocol.
 
-A range is *borrowed*: the loan has the address of its first byte, which lies in a mapping of the file (nothing is
+A range is *borrowed*: the loan has the address of its first byte, which lies in a mapping of that range (nothing is
 copied) or in the buffer that the caller lends, and is valid until the loan is given back.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 from paramdelta.errors import CheckpointError, InputChangedError
 from paramdelta.storage import platform
 from paramdelta.storage.memory import Buffer
-from paramdelta.storage.platform import ALIGNMENT
+from paramdelta.storage.platform import ALIGNMENT, PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,10 +29,11 @@ MOSTLY_RESIDENT: Final = 0.5
 
 
 class Loan(NamedTuple):
-    """A borrowed range: the address of its first byte, and its size in bytes."""
+    """A borrowed range: the address of its first byte, its size in bytes, and the mapping that holds it, if any."""
 
     address: int
     size: int
+    mapping: mmap.mmap | None = None
 
 
 class Source(Protocol):
@@ -41,10 +42,10 @@ class Source(Protocol):
     backend: Backend
 
     def room(self, size: int) -> int:
-        """Return how many bytes of buffer a range of ``size`` bytes takes at most."""
+        """Return how many bytes of memory a range of ``size`` bytes takes at most while it is on loan."""
 
     def borrow(self, offset: int, size: int, memory: memoryview) -> Loan:
-        """Return a range of at least one byte; ``memory`` is page-aligned and has ``room(size)`` bytes.
+        """Return a range of at least one byte; ``memory`` is 4096-aligned and has ``room(size)`` bytes.
 
         Raises:
             InputChangedError: the file has become shorter.
@@ -87,13 +88,9 @@ def _known(io: str) -> Backend:
 
 
 def _open_automatically(path: str, size: int) -> Source:
-    with contextlib.suppress(OSError):  # no address space (RLIMIT_AS), or a filesystem that maps nothing
+    with contextlib.suppress(OSError):  # a filesystem that maps nothing, or no address space at all
         mapped = MappedSource(path, size)
-        try:
-            resident = mapped.resident_share() >= MOSTLY_RESIDENT
-        except OSError:
-            resident = False
-        if resident:
+        if mapped.resident_share() >= MOSTLY_RESIDENT:
             return mapped
         mapped.close()
     with contextlib.suppress(OSError):
@@ -110,12 +107,18 @@ class _File:
         self.descriptor = platform.open_for_reading(path, direct=direct)
         try:
             self.check_size()
-        except InputChangedError:
-            os.close(self.descriptor)
+        except BaseException:
+            self.close()
             raise
 
+    def close(self) -> None:
+        os.close(self.descriptor)
+
     def check_size(self) -> None:
-        actual = os.fstat(self.descriptor).st_size
+        try:
+            actual = os.fstat(self.descriptor).st_size
+        except OSError as error:  # a network filesystem whose server has lost the file
+            raise InputChangedError(f"cannot be looked at any more: {error.strerror}", file=self.path) from error
         if actual != self.size:
             raise InputChangedError(
                 f"has {actual:,} bytes now and had {self.size:,} when the merge was planned",
@@ -147,7 +150,11 @@ class _File:
 
 
 class MappedSource:
-    """The file mapped into memory: no copies; best where the page cache holds the file."""
+    """Ranges of the file mapped into memory while they are on loan: no copies; best where the page cache holds it.
+
+    A mapping of a range, not of the whole file: what this process holds is then exactly what is on loan, on every
+    system, and address space is never short.
+    """
 
     backend: Backend = "mmap"
 
@@ -156,52 +163,58 @@ class MappedSource:
             raise OSError(errno.EINVAL, "an empty file cannot be mapped", path)
         self._file = _File(path, size)
         try:
-            self._map = mmap.mmap(self._file.descriptor, size, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: the file has just become shorter
+            platform.map_range(self._file.descriptor, 0, 1).close()
+        except OSError as error:
             try:
-                self._file.check_size()
+                self._file.check_size()  # it may have become empty
             finally:
-                os.close(self._file.descriptor)
-            raise error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error), path) from None
-        self._address = platform.address_of(self._map)
+                self.close()
+            raise error from None
 
     def resident_share(self) -> float:
         """Return the share of the file, 0 to 1, that the page cache holds, by a sample."""
-        return platform.resident_share(self._file.descriptor, self._address, self._file.size)
+        return platform.resident_share(self._file.descriptor, self._file.size)
 
-    def room(self, size: int) -> int:  # noqa: ARG002
-        """No buffer is needed."""
-        return 0
+    def room(self, size: int) -> int:
+        """Return the bytes of the pages that hold the range: not of the lent buffer, but as much of the budget."""
+        return _round_up(size, PAGE) + PAGE
 
     def borrow(self, offset: int, size: int, memory: memoryview) -> Loan:  # noqa: ARG002
-        """Return a range of the mapping.
+        """Map the range.
 
         A file that shrinks later than this can still end the process with SIGBUS.
         """
         self._file.check_size()
-        if not platform.populate(self._address + offset, size):
+        mapping = self._map(offset, size)
+        address = platform.address_of(mapping) + offset % mmap.ALLOCATIONGRANULARITY
+        if not platform.populate(address, size):
+            mapping.close()
             self._file.check_size()
-            raise CheckpointError(
-                f"bytes {offset:,} to {offset + size:,} cannot be read",
-                file=self._file.path,
-                remedy="Check the disk, or copy the checkpoint to another one.",
-            )
-        return Loan(self._address + offset, size)
+            raise self._unreadable(offset, size, "the device failed")
+        return Loan(address, size, mapping)
+
+    def _map(self, offset: int, size: int) -> mmap.mmap:
+        try:
+            return platform.map_range(self._file.descriptor, offset, size)
+        except OSError as error:
+            self._file.check_size()
+            raise self._unreadable(offset, size, error.strerror) from error
+
+    def _unreadable(self, offset: int, size: int, reason: str | None) -> CheckpointError:
+        return CheckpointError(
+            f"bytes {offset:,} to {offset + size:,} cannot be mapped: {reason}",
+            file=self._file.path,
+            remedy="Use --io pread, check the disk, or copy the checkpoint to another one.",
+        )
 
     def give_back(self, loan: Loan) -> None:
-        """Unmap the pages: mapped pages count as this process's RSS.
-
-        Their whole folios go, since they came whole; whoever still uses a part of one finds it mapped again.
-        """
-        offset = loan.address - self._address
-        begin = offset - offset % platform.FOLIO
-        end = min(-(-(offset + loan.size) // platform.FOLIO) * platform.FOLIO, self._file.size)
-        platform.forget(self._address + begin, end - begin)
+        """Unmap the range: mapped pages count as this process's RSS."""
+        if loan.mapping is not None:
+            loan.mapping.close()
 
     def close(self) -> None:
-        """Unmap and close the file."""
-        self._map.close()
-        os.close(self._file.descriptor)
+        """Close the file."""
+        self._file.close()
 
 
 class PositionalSource:
@@ -229,7 +242,7 @@ class PositionalSource:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file.descriptor)
+        self._file.close()
 
 
 class DirectSource:
@@ -242,7 +255,7 @@ class DirectSource:
         try:  # some filesystems take the flag and refuse the reads
             platform.read_some(self._file.descriptor, Buffer(ALIGNMENT).view, 0)
         except OSError:
-            os.close(self._file.descriptor)
+            self._file.close()
             raise
 
     def room(self, size: int) -> int:
@@ -261,11 +274,11 @@ class DirectSource:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file.descriptor)
+        self._file.close()
 
 
-def _round_up(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+def _round_up(size: int, block: int = ALIGNMENT) -> int:
+    return -(-size // block) * block
 
 
 _OPENERS: Final[dict[Backend, Callable[[str, int], Source]]] = {
