@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paramdelta.api import MergeResult, inspect, merge, merge_recipe, plan
+    from paramdelta.api import MergeResult, estimate_memory, inspect, merge, merge_recipe, plan, warnings_for
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.engine.progress import Progress
     from paramdelta.errors import (
@@ -32,7 +32,15 @@ if TYPE_CHECKING:
     from paramdelta.planning.recipe import Delta, Recipe
 
 _HOMES = {
-    "paramdelta.api": ("MergeResult", "inspect", "merge", "merge_recipe", "plan"),
+    "paramdelta.api": (
+        "MergeResult",
+        "estimate_memory",
+        "inspect",
+        "merge",
+        "merge_recipe",
+        "plan",
+        "warnings_for",
+    ),
     "paramdelta.checkpoint.checkpoint": ("Checkpoint",),
     "paramdelta.engine.progress": ("Progress",),
     "paramdelta.errors": (
@@ -74,10 +82,12 @@ __all__ = [
     "RecipeError",
     "UnsupportedCheckpointError",
     "VerificationError",
+    "estimate_memory",
     "inspect",
     "merge",
     "merge_recipe",
     "plan",
+    "warnings_for",
 ]
 
 

@@ -16,13 +16,14 @@ import psutil
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.checkpoint.wording import clipped, printable
 from paramdelta.engine import budget as budgets
+from paramdelta.engine.inputs import require_backend
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
-from paramdelta.engine.receipt import is_complete
+from paramdelta.engine.receipt import is_complete, nonfinite_of, read_receipt
 from paramdelta.errors import CancelledError, NonFiniteError, RecipeError
 from paramdelta.planning.layout import INDEX_FILE
 from paramdelta.planning.plan import ARITHMETIC, Plan, PlanWarning, make_plan
-from paramdelta.planning.recipe import Recipe
+from paramdelta.planning.recipe import Recipe, checked_path
 from paramdelta.planning.units import format_size, parse_size
 from paramdelta.storage import platform
 from paramdelta.storage.source import IO_CHOICES
@@ -42,7 +43,8 @@ class MergeResult:
     Attributes:
         output: the directory that holds the result.
         tensors: number of tensors, and ``shards`` of files that hold them.
-        bytes_read: bytes of tensor data read, and ``bytes_written`` written.
+        bytes_read: bytes of tensor data that this run read.
+        bytes_written: bytes of tensor data in the output.
         seconds: wall-clock time of the whole merge, planning and final sync included.
         peak_rss_bytes: the most RAM that the process held, as the system reports it.
         io: the backends that read the inputs, comma-separated.
@@ -183,18 +185,19 @@ def merge_recipe(
     if workers is not None and workers < 1:
         raise RecipeError(f"workers: must be at least 1, not {workers}")
     most = None if memory is None else parse_size(memory, "memory")
-    path = Path(output)
+    path = Path(checked_path(output, "output"))
     made = make_plan(recipe)
     if on_warning is not None:
         for warning in made.warnings:
             on_warning(warning)
     if is_complete(path, made) and not overwrite:
-        return _result(path, made, started, already_complete=True)
+        return _already_complete(path, made, started)
     platform.raise_open_file_limit()
     with OutputDirectory(path, made, overwrite=overwrite) as directory:
         _stop_if(cancelled)
         budget = _budget(made, most, workers)
         _stop_if(cancelled)
+        require_backend(made.files, io)
         directory.begin()
         from paramdelta.engine import pipeline
 
@@ -202,7 +205,7 @@ def merge_recipe(
         if outcome.nonfinite and not allow_nonfinite:
             raise _nonfinite(outcome)
         directory.publish(_receipt(made, outcome))
-    return _result(path, made, started, outcome=outcome, budget=budget)
+    return _result(path, made, started, outcome, budget)
 
 
 def estimate_memory(plan: Plan) -> int:
@@ -230,29 +233,39 @@ def _budget(plan: Plan, memory: int | None, workers: int | None) -> budgets.Budg
     return budgets.decide(memory, workers, budgets.Shape.of(plan.operations), used, platform.peak_rss())
 
 
-def _result(
-    path: Path,
-    plan: Plan,
-    started: float,
-    *,
-    outcome: Outcome | None = None,
-    budget: budgets.Budget | None = None,
-    already_complete: bool = False,
-) -> MergeResult:
+def _result(path: Path, plan: Plan, started: float, outcome: Outcome, budget: budgets.Budget) -> MergeResult:
     return MergeResult(
         output=str(path),
         tensors=len(plan.operations),
         shards=len(plan.shards),
-        bytes_read=0 if already_complete else plan.bytes_read,
-        bytes_written=0 if already_complete else plan.bytes_written,
+        bytes_read=plan.bytes_read,
+        bytes_written=plan.bytes_written,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=platform.peak_rss(),
-        io=", ".join(outcome.backends) if outcome else "",
-        workers=budget.workers if budget else 0,
-        window_bytes=budget.window_bytes if budget else 0,
+        io=", ".join(outcome.backends),
+        workers=budget.workers,
+        window_bytes=budget.window_bytes,
         resumed_shards=0,
-        nonfinite=_counts(outcome) if outcome else {},
-        already_complete=already_complete,
+        nonfinite=_counts(outcome),
+        already_complete=False,
+    )
+
+
+def _already_complete(path: Path, plan: Plan, started: float) -> MergeResult:
+    return MergeResult(
+        output=str(path),
+        tensors=len(plan.operations),
+        shards=len(plan.shards),
+        bytes_read=0,
+        bytes_written=plan.bytes_written,
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=platform.peak_rss(),
+        io="",
+        workers=0,
+        window_bytes=0,
+        resumed_shards=0,
+        nonfinite=nonfinite_of(read_receipt(path)),
+        already_complete=True,
     )
 
 

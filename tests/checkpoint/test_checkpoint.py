@@ -140,12 +140,54 @@ def test_an_index_may_name_model_safetensors(single: Path) -> None:
 
 
 def test_symlinks_into_a_cache_of_blobs(sharded: Path, tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--o--n" / "snapshots" / "0"
+    """As the Hub's cache has it: blobs named by their hashes, relative links with the files' names."""
+    cache = tmp_path / "models--o--n"
+    snapshot, blobs = cache / "snapshots" / "0", cache / "blobs"
     snapshot.mkdir(parents=True)
+    blobs.mkdir()
     for file in sharded.iterdir():
-        (snapshot / file.name).symlink_to(file)
-    assert open_checkpoint(snapshot).tensors == open_checkpoint(sharded).tensors
-    assert "snapshots/<revision>" in str(refused(snapshot.parent.parent))
+        blob = blobs / hashlib.sha256(file.name.encode()).hexdigest()
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
+    linked, plain = open_checkpoint(snapshot), open_checkpoint(sharded)
+    assert linked.tensors == plain.tensors
+    assert [shard.name for shard in linked.shards] == [shard.name for shard in plain.shards]
+    assert "snapshots/<revision>" in str(refused(cache))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="takes another user's name, as root can")
+@pytest.mark.parametrize("named", ["", "model.safetensors.index.json"])
+def test_files_that_links_lead_to_and_that_others_may_not_read_are_named(
+    sharded: Path, tmp_path: Path, named: str
+) -> None:
+    private = tmp_path / "private"
+    private.mkdir()
+    shard = next(sharded.glob("*.safetensors"))
+    shard.rename(private / "blob")
+    shard.symlink_to(private / "blob")
+    for directory in (tmp_path, *tmp_path.parents[:2], sharded):
+        directory.chmod(0o755)
+    private.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        error = refused(sharded / named)
+    finally:
+        os.seteuid(0)
+    assert "Permission denied" in error.message
+    assert error.remedy
+
+
+def test_an_index_of_consolidated_files_does_not_speak_for_others(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {"a": normal((2,)), "b": normal((2,))}, shards=2)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    write_index(tmp_path, {"consolidated.safetensors": ["a"]}, name="consolidated.safetensors.index.json")
+    assert "no index" in refused(tmp_path).message
+
+
+@pytest.mark.parametrize("names", [("\u00e9.safetensors", "e\u0301.safetensors"), ("x*.safetensors", "y.safetensors")])
+def test_shard_names_that_some_filesystem_cannot_hold(tmp_path: Path, names: tuple[str, str]) -> None:
+    write_index(tmp_path, {name: [name] for name in names})
+    assert "invalid index: shard name" in refused(tmp_path).message
 
 
 def test_a_relative_path(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:

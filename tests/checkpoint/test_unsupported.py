@@ -148,6 +148,7 @@ PACKED: dict[str, tuple[dict[str, Tensor], str, str]] = {
     "fp8 scales first": ({"q.weight_scale_inv": tensor("F32", 1, 1)}, "q.weight_scale_inv", "FP8"),
     "fp4": ({"q.weight": tensor("F4", 8, 8)}, "q.weight", "F4"),
     "int8": ({"q.weight": tensor("I8", 8, 8)}, "q.weight", "I8"),
+    "lora of MLX": ({"q_proj.lora_a": tensor("F32", 2, 8)}, "q_proj.lora_a", "merge_and_unload"),
     "lora": ({"q.lora_A.default.weight": tensor("F32", 2, 8)}, "q.lora_A.default.weight", "merge_and_unload"),
 }
 
@@ -194,3 +195,10 @@ def test_honest_integers_masks_and_scales_pass(tmp_path: Path) -> None:
         "W_q": tensor("BF16", 8, 8),
     }
     assert refusal(tmp_path, tensors, {"quantization_config": None, "rope_scaling": {"factor": 8}}) is None
+
+
+def test_a_compression_config_counts_beside_an_empty_quantization_config(tmp_path: Path) -> None:
+    config = {"quantization_config": None, "compression_config": {"quant_method": "compressed-tensors"}}
+    error = refusal(tmp_path, {}, config)
+    assert error is not None
+    assert "compressed-tensors" in error.message

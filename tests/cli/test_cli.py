@@ -74,6 +74,25 @@ def test_merge_json_is_one_object_with_the_documented_fields(triple: Path, tmp_p
     assert result["seconds"] > 0
 
 
+def test_a_backend_that_cannot_serve_is_an_error_before_the_old_output_goes(triple: Path, tmp_path: Path) -> None:
+    assert paramdelta("merge", *of(triple), "-o", tmp_path / "out").returncode == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    program = (
+        "import errno, sys\n"
+        "from paramdelta.cli import main\n"
+        "from paramdelta.storage import source\n"
+        "def refuse(path, size):\n"
+        "    raise OSError(errno.EINVAL, 'Invalid argument', path)\n"
+        "source._OPENERS['direct'] = refuse\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", program, "merge", *of(triple), "-o", str(tmp_path / "out")]
+    options = ["--overwrite", "--alpha", "2", "--io", "direct"]
+    run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
+    failed(run, 3, "direct", "--io auto")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
 def test_a_merge_without_config_warns_and_merges(triple: Path, tmp_path: Path) -> None:
     (triple / "new_base/config.json").unlink()
     run = paramdelta("merge", *of(triple), "-o", tmp_path / "out")
@@ -128,6 +147,17 @@ def test_inspect_lists_tensors(triple: Path) -> None:
     described = json.loads(paramdelta("inspect", triple / "new_base", "--json").stdout)
     assert len(described["tensors"]) == len(llama_shapes())
     assert described["config"] == {"model_type": "llama"}
+
+
+def test_inspect_prints_json_where_a_config_holds_what_json_does_not(triple: Path) -> None:
+    (triple / "post/config.json").write_text('{"a": [NaN, 1.5], "b": {"c": -Infinity}}')
+    described = json.loads(paramdelta("inspect", triple / "post", "--json").stdout, parse_constant=pytest.fail)
+    assert described["config"] == {"a": [None, 1.5], "b": {"c": None}}
+
+
+def test_an_unset_variable_is_not_the_current_directory(triple: Path, tmp_path: Path) -> None:
+    failed(paramdelta("merge", *of(triple), "-o", "", cwd=tmp_path), 2, "output", "empty")
+    failed(paramdelta("plan", *of(triple)[2:], "--post", "", cwd=tmp_path), 2, "post", "empty")
 
 
 def test_demo_checks_its_own_result(tmp_path: Path) -> None:
@@ -238,6 +268,21 @@ def test_results_that_are_not_finite_exit_8(tmp_path: Path) -> None:
     run = paramdelta("merge", *of(tmp_path), "-o", tmp_path / "out", "--quiet")
     failed(run, 8, "w: 1 Inf", "--allow-nonfinite")
     assert not (tmp_path / "out").exists()
+
+
+def test_results_that_are_not_finite_are_told_of_however_often_they_are_asked_for(tmp_path: Path) -> None:
+    for role, value in (("post", 3e38), ("base", -3e38), ("new_base", 3e38)):
+        write_checkpoint(tmp_path / role, {"w": ("F32", (1,), encode([value], "F32"))}, config={})
+    counts = {"w": {"infinities": 1, "nans": 0}}
+    merge = ["merge", *of(tmp_path), "-o", str(tmp_path / "out")]
+    for complete, options in ((False, ["--allow-nonfinite"]), (True, []), (True, ["--allow-nonfinite"])):
+        run = paramdelta(*merge, "--json", *options)
+        result = json.loads(run.stdout)
+        assert result["nonfinite"] == counts
+        assert result["already_complete"] == complete
+        assert result["bytes_written"] == 4
+        assert run.stderr == "warning: elements became infinite or NaN in 'w' (1 Inf, 0 NaN) (nonfinite)\n"
+    assert paramdelta(*merge, "--quiet").stderr == ""
 
 
 def test_a_budget_too_small_exits_9_and_names_the_least_that_works(triple: Path, tmp_path: Path) -> None:

@@ -140,8 +140,42 @@ def test_sidecars_come_from_the_checkpoint_that_ought_to_give_them(triple: Path)
     }
 
 
-def test_a_new_base_without_a_config_is_merged_with_a_warning(triple: Path) -> None:
-    (triple / "new/config.json").unlink()
+def test_a_post_without_a_config_gives_its_sidecars_all_the_same(triple: Path) -> None:
+    (triple / "post/config.json").unlink()
+    plan = plan_of(triple)
+    assert ("chat_template.jinja", "post") in {(car.name, car.donor) for car in plan.sidecars}
+    assert plan.warnings[0].code == "no-config"
+    assert plan.warnings[0].message.startswith("post has no config.json")
+
+
+def test_a_post_without_sidecars_leaves_all_of_them_to_the_new_base(triple: Path) -> None:
+    for name in SIDECARS["post"]:
+        (triple / "post" / name).unlink()
+    assert {car.donor for car in plan_of(triple).sidecars} == {"new base"}
+
+
+def test_a_template_file_of_the_new_base_does_not_displace_the_one_in_posts_tokenizer_config(triple: Path) -> None:
+    (triple / "post/chat_template.jinja").unlink()
+    (triple / "new/chat_template.jinja").write_text("another one")
+    assert "chat_template.jinja" not in {car.name for car in plan_of(triple).sidecars}
+
+
+def test_one_file_among_others_gives_no_sidecars(triple: Path) -> None:
+    shutil.copy(triple / "post/model.safetensors", triple / "post/other.safetensors")
+    plan = make_plan(Recipe.of(triple / "post/other.safetensors", triple / "base", triple / "new"))
+    assert {car.donor for car in plan.sidecars} == {"new base"}
+
+
+def test_a_config_that_tells_loaders_another_dtype_is_warned_of(triple: Path) -> None:
+    (triple / "new/config.json").write_text('{"torch_dtype": "bfloat16"}')
+    assert "config-dtype" in [warning.code for warning in plan_of(triple, dtype="f32").warnings]
+    for dtype in (None, "bf16"):
+        assert "config-dtype" not in [warning.code for warning in plan_of(triple, dtype=dtype).warnings]
+
+
+@pytest.mark.parametrize("role", ["new", "post", "base"])
+def test_a_checkpoint_without_a_config_is_merged_with_a_warning(triple: Path, role: str) -> None:
+    (triple / role / "config.json").unlink()
     assert [warning.code for warning in plan_of(triple).warnings] == ["no-config", "integers-copied"]
 
 
@@ -267,6 +301,19 @@ def test_the_fingerprint_changes_with_a_sidecar_that_comes_or_goes(triple: Path)
     without = plan_of(triple).fingerprint
     (triple / "post/special_tokens_map.json").write_text("{}")
     assert len({before, without, plan_of(triple).fingerprint}) == 3
+
+
+def test_the_fingerprint_changes_with_a_sidecars_size_and_donor(triple: Path) -> None:
+    before = plan_of(triple)
+    car = before.sidecars[0]
+    replace = dataclasses.replace
+    others = [
+        replace(car, donor="somebody"),
+        replace(car, identity=replace(car.identity, size=car.identity.size + 1)),
+        replace(car, identity=replace(car.identity, mtime_ns=car.identity.mtime_ns + 1)),
+    ]
+    plans = [replace(before, sidecars=(other, *before.sidecars[1:])) for other in others]
+    assert len({before.fingerprint, *(plan.fingerprint for plan in plans)}) == 4
 
 
 def test_the_fingerprint_changes_with_the_version_of_the_arithmetic(

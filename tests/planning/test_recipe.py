@@ -67,3 +67,16 @@ def test_a_recipe_cannot_be_changed() -> None:
 def test_equal_requests_are_equal_recipes() -> None:
     assert Recipe.of("p", "b", "n", alpha=1) == Recipe.of(Path("p"), Path("b"), Path("n"))
     assert hash(Recipe.of("p", "b", "n")) == hash(Recipe.of("p", "b", "n"))
+
+
+@pytest.mark.parametrize("field", ["post", "base", "new_base"])
+def test_an_empty_path_is_no_directory(field: str) -> None:
+    paths = {"post": "p", "base": "b", "new_base": "n"} | {field: ""}
+    with pytest.raises(RecipeError, match=f"^{field.replace('_', '-')}: the path is empty"):
+        Recipe.of(paths["post"], paths["base"], paths["new_base"])
+
+
+def test_paths_of_any_kind_are_kept_as_text() -> None:
+    recipe = Recipe(Path("n"), (Delta(Path("p"), Path("b")),))  # type: ignore[arg-type]
+    assert recipe == Recipe("n", (Delta("p", "b"),))
+    assert isinstance(recipe.new_base, str)

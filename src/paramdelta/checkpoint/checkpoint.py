@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paramdelta.checkpoint import unsupported
 from paramdelta.checkpoint.discovery import Weights, find_weights
-from paramdelta.checkpoint.files import open_regular, read_exactly, read_whole
+from paramdelta.checkpoint.files import is_there, open_regular, read_exactly, read_whole
 from paramdelta.checkpoint.header import MAX_HEADER_BYTES, PREFIX_BYTES, Header, parse_header, parse_length
 from paramdelta.checkpoint.index import parse_index
 from paramdelta.checkpoint.wording import listed, printable, quoted
@@ -77,6 +77,8 @@ class Checkpoint:
     `path` is what the user named, `root` the directory that holds the shards and the sidecars. `index` is
     the name of the index file, None for a single file. Shards are sorted by name; `tensors` is in shard
     order, then in offset order. `config` is the parsed config.json. Digests are SHA-256 of whole files, in hex.
+    `owns_sidecars` says whether what lies in `root` belongs to these weights: not where a path names one file among
+    others.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorRef]
     config: Mapping[str, Any] | None
     config_digest: str | None
+    owns_sidecars: bool
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -113,7 +116,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         shards.append(shard)
     if index:
         _require_agreement(index, tensors, strays)
-    config, config_digest = _read_config(weights.root / CONFIG_FILE) if weights.owns_config else (None, None)
+    config, config_digest = _read_config(weights.root / CONFIG_FILE) if weights.owns_sidecars else (None, None)
     return Checkpoint(
         path=path,
         root=weights.root,
@@ -123,6 +126,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         tensors=tensors,
         config=config,
         config_digest=config_digest,
+        owns_sidecars=weights.owns_sidecars,
     )
 
 
@@ -151,7 +155,7 @@ def _read_index(weights: Weights) -> _Index:
 
 
 def _require_shards(root: Path, names: Sequence[str], file: str) -> None:
-    missing = [name for name in names if not (root / name).exists()]
+    missing = [name for name in names if not is_there(root / name)]
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {len(names)} shards that the index names are missing: {', '.join(missing)}",

@@ -40,14 +40,14 @@ class Weights:
 
     `entry` is that index (`is_index`) or that file, by its name in the directory `root`. `rival` is a file
     beside an index that the index must name, because loaders disagree about which of the two to read.
-    `owns_config` says whether a config.json in that directory describes the weights.
+    `owns_sidecars` says whether config.json and other files in that directory belong to the weights.
     """
 
     root: Path
     entry: str
     is_index: bool
     rival: str | None = None
-    owns_config: bool = True
+    owns_sidecars: bool = True
 
 
 def find_weights(path: Path) -> Weights:
@@ -68,7 +68,7 @@ def find_weights(path: Path) -> Weights:
     if path.name.endswith(INDEX_SUFFIX):
         return Weights(path.parent, path.name, is_index=True)
     unsupported.refuse_by_name(path)
-    return Weights(path.parent, path.name, is_index=False, owns_config=_is_the_model(path))
+    return Weights(path.parent, path.name, is_index=False, owns_sidecars=_is_the_model(path))
 
 
 def _in_directory(root: Path) -> Weights:
@@ -102,7 +102,9 @@ def _preferred(names: list[str]) -> list[str]:
 
 
 def _choose_index(root: Path, indexes: list[str], weights: list[str]) -> str | None:
-    if all(name.startswith("consolidated") for name in indexes) and MODEL_FILE in weights:
+    if all(name.startswith("consolidated") for name in indexes) and not all(
+        name.startswith("consolidated") for name in weights
+    ):
         return None
     if len(indexes) <= 1:
         return indexes[0] if indexes else None

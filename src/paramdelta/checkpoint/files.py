@@ -68,12 +68,25 @@ def read_whole(path: Path, limit: int) -> bytes:
         return read_exactly(descriptor, status.st_size, file)
 
 
+def is_there(path: Path) -> bool:
+    """Return whether there is a file or directory `path`; raise CheckpointError where the system will not tell."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise unreadable(printable(str(path)), error) from error
+    return True
+
+
 def unreadable(file: str, error: OSError | ValueError) -> CheckpointError:
     """Return the CheckpointError that says why the system would not read `file`."""
     if isinstance(error, FileNotFoundError):
-        return CheckpointError("no such file or directory", file=file)
+        return CheckpointError("no such file or directory", file=file, remedy="Is it a broken link?")
     reason = getattr(error, "strerror", None) or str(error)
-    return CheckpointError(f"cannot be read: {reason}", file=file)
+    denied = isinstance(error, PermissionError)
+    remedy = "Let your user read it, or copy it to where you can." if denied else None
+    return CheckpointError(f"cannot be read: {reason}", file=file, remedy=remedy)
 
 
 def _require_regular(status: os.stat_result, file: str) -> None:

@@ -6,6 +6,9 @@ library lets through, are refused on purpose:
 - a name, or any other key, that occurs twice in one object (the library takes the last);
 - an entry written as an array, ``["F32", [1], [0, 4]]``, instead of an object;
 - a dtype written as an object, ``{"F32": null}``, instead of a string.
+
+In fields that both ignore, a number within rounding of the largest double is accepted here; the library calls some
+spellings of it out of range.
 """
 
 from __future__ import annotations

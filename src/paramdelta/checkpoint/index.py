@@ -18,6 +18,7 @@ _WINDOWS_DEVICES = frozenset(
     {"con", "prn", "aux", "nul", "conin$", "conout$"}
     | {f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³"}
 )
+_NOT_ON_WINDOWS = ':*?<>|"'
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
@@ -58,10 +59,11 @@ def _check_shard_names(names: set[str], file: str) -> None:
                 file=file,
                 remedy="Shards are plain file names ending in .safetensors, in the index's own directory.",
             )
-        twin = folded.setdefault(name.casefold(), name)
+        twin = folded.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
         if twin != name:
             raise CheckpointError(
-                f"invalid index: shard names {quoted(twin)} and {quoted(name)} differ in case only",
+                f"invalid index: shard names {quoted(twin)} and {quoted(name)} differ in case only,"
+                " or in how accents are encoded",
                 file=file,
                 remedy="Some filesystems hold them to be one file: rename one.",
             )
@@ -71,8 +73,8 @@ def name_flaw(name: str) -> str | None:
     """Return what keeps `name` from being a plain, portable file name of a shard, or None."""
     if "/" in name or "\\" in name:
         return "contains a path separator"
-    if ":" in name:
-        return "contains a colon"
+    if set(name) & set(_NOT_ON_WINDOWS):
+        return f"contains one of {_NOT_ON_WINDOWS}"
     if any(unicodedata.category(character) in _INVISIBLE for character in name):
         return "contains invisible characters"
     if not name.endswith(WEIGHTS_SUFFIX):

@@ -6,17 +6,19 @@ special tokens, generation settings).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from paramdelta.checkpoint.checkpoint import FileIdentity
+from paramdelta.checkpoint.checkpoint import CONFIG_FILE, FileIdentity
+from paramdelta.checkpoint.files import is_there, open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from paramdelta.checkpoint.checkpoint import Checkpoint
 
-FROM_NEW_BASE: Final = ("config.json",)
+FROM_NEW_BASE: Final = (CONFIG_FILE,)
 TOKENIZER: Final = (
     "tokenizer.json",
     "tokenizer.model",
@@ -30,7 +32,8 @@ TOKENIZER: Final = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-BEHAVIOUR: Final = ("chat_template.jinja", "chat_template.json", "generation_config.json")
+CHAT_TEMPLATE: Final = ("chat_template.jinja", "chat_template.json")
+GENERATION: Final = ("generation_config.json",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +50,26 @@ def choose_sidecars(post: Checkpoint, new_base: Checkpoint) -> tuple[Sidecar, ..
     """Return the sidecars of a merge of ``post`` onto ``new_base``.
 
     Tokenizer files come all from one checkpoint, since they make sense only together: post, or the new base where
-    post has none.
+    post has none. The new base's chat template and generation settings go with its own tokenizer only: post's template
+    may be written inside tokenizer_config.json, where loaders would not look any more.
+
+    Raises:
+        CheckpointError: a file is there and cannot be looked at.
     """
     chosen = _present(new_base, FROM_NEW_BASE, "new base")
-    chosen += _present(post, TOKENIZER, "post") or _present(new_base, TOKENIZER, "new base")
-    chosen += _present(post, BEHAVIOUR, "post") or _present(new_base, BEHAVIOUR, "new base")
-    return tuple(chosen)
+    behaviour = [_present(post, names, "post") for names in (TOKENIZER, CHAT_TEMPLATE, GENERATION)]
+    if not behaviour[0]:
+        fallback = [_present(new_base, names, "new base") for names in (TOKENIZER, CHAT_TEMPLATE, GENERATION)]
+        behaviour = [own or other for own, other in zip(behaviour, fallback, strict=True)]
+    return tuple(itertools.chain(chosen, *behaviour))
 
 
 def _present(checkpoint: Checkpoint, names: tuple[str, ...], donor: str) -> list[Sidecar]:
-    if checkpoint.config is None:  # a bare file of weights: what lies beside it need not belong to it
+    if not checkpoint.owns_sidecars:
         return []
-    return [
-        Sidecar(name, path, donor, FileIdentity.of(path.stat()))
-        for name in names
-        if (path := checkpoint.root / name).is_file()
-    ]
+    found = []
+    for path in (checkpoint.root / name for name in names):
+        if is_there(path):
+            with open_regular(path) as (_, status):
+                found.append(Sidecar(path.name, path, donor, FileIdentity.of(status)))
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from paramdelta.checkpoint.dtypes import DTYPES
+from paramdelta.checkpoint.dtypes import DTYPES, WHOLE_FLOATS
 from paramdelta.checkpoint.wording import clipped, printable, quoted
 from paramdelta.errors import CheckpointError, UnsupportedCheckpointError
 
@@ -121,7 +121,6 @@ def refuse_by_magic(prefix: bytes, file: str) -> None:
 
 # -- before an opened checkpoint is merged -------------------------------------------------------------------
 
-_PLAIN_DTYPES = frozenset({"F16", "BF16", "F32", "F64"})
 _INTEGERS = frozenset({"U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 
 # The last part of a name that packed weights have. The second group decides in any dtype, the first one only
@@ -146,6 +145,7 @@ _COMPANION_NAMES = {
     "SCB": "bitsandbytes",
     "weight_scale_inv": "FP8",
 }
+_ADAPTER_LEAVES = ("weight", "lora_embedding_a", "lora_embedding_b", "lora_a", "lora_b")  # PEFT's, and MLX's
 _COMPANION_ENDINGS = tuple(f".{name}" for name in _COMPANION_NAMES)
 
 
@@ -158,7 +158,7 @@ def refuse_unmergeable(checkpoint: Checkpoint) -> None:
     _refuse_quantization_config(checkpoint)
     tensors = checkpoint.tensors
     for name, ref in tensors.items():
-        if ".lora_" in name or ref.dtype not in _PLAIN_DTYPES or name.endswith(_COMPANION_ENDINGS):
+        if ".lora_" in name.lower() or ref.dtype not in WHOLE_FLOATS or name.endswith(_COMPANION_ENDINGS):
             form = _form(name, ref, tensors)
             if form == "LoRA":
                 _refuse_tensor(checkpoint, name, ref, "a LoRA adapter that is not merged in", _MERGE_ADAPTER)
@@ -169,7 +169,7 @@ def refuse_unmergeable(checkpoint: Checkpoint) -> None:
 def _form(name: str, ref: TensorRef, tensors: Mapping[str, TensorRef]) -> str | None:
     """Return what form of unmergeable weights a suspicious tensor belongs to, None where it is innocent."""
     leaf = name.rpartition(".")[2]
-    if ".lora_" in name and leaf in ("weight", "lora_embedding_A", "lora_embedding_B"):
+    if ".lora_" in name.lower() and leaf.lower() in _ADAPTER_LEAVES:
         return "LoRA"
     if leaf in _COMPANION_NAMES:
         return _COMPANION_NAMES[leaf]
@@ -200,7 +200,8 @@ def _refuse_quantization_config(checkpoint: Checkpoint) -> None:
     config: Mapping[str, Any] = checkpoint.config or {}
     # Models of several parts keep the language model's configuration one level down.
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        settings = part.get("quantization_config", part.get("compression_config"))
+        settings = part.get("quantization_config")
+        settings = part.get("compression_config") if settings is None else settings
         if settings is None:
             continue
         named = isinstance(settings, dict) and "quant_method" in settings

@@ -165,6 +165,8 @@ def merge(
             ),
             quiet=quiet,
         )
+    if not quiet:
+        display.show_nonfinite(result)
     if as_json:
         click.echo(json.dumps(display.merge_json(result)))
     else:

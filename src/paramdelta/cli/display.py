@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from paramdelta.checkpoint.wording import printable
+from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.planning.units import format_size
 
 if TYPE_CHECKING:
@@ -94,17 +95,22 @@ def merge_line(result: MergeResult) -> str:
     if result.already_complete:
         return f"{printable(result.output)} already holds this merge: nothing to do"
     moved = result.bytes_read + result.bytes_written
-    lines = [
+    return (
         f"{printable(result.output)}: {result.tensors:,} tensors, {format_size(result.bytes_written)}"
         f" in {result.shards} {'file' if result.shards == 1 else 'files'},"
         f" {result.seconds:.1f} s ({format_size(moved / result.seconds)}/s read and written),"
         f" peak RAM {format_size(result.peak_rss_bytes)}"
-    ]
-    lines += [
-        f"warning: {printable(name)}: {counts['infinities']:,} new infinities, {counts['nans']:,} new NaNs"
+    )
+
+
+def show_nonfinite(result: MergeResult) -> None:
+    """Print on standard error which tensors hold new infinities or NaNs."""
+    tensors = [
+        f"{quoted(name)} ({counts['infinities']:,} Inf, {counts['nans']:,} NaN)"
         for name, counts in result.nonfinite.items()
     ]
-    return "\n".join(lines)
+    if tensors:
+        print(f"warning: elements became infinite or NaN in {listed(tensors)} (nonfinite)", file=sys.stderr)
 
 
 def merge_json(result: MergeResult) -> dict[str, Any]:
@@ -147,28 +153,20 @@ def show_warning(warning: PlanWarning) -> None:
 
 
 def show_checkpoint(checkpoint: Checkpoint) -> None:
-    """Print what is in a checkpoint."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("tensor", overflow="fold")
-    table.add_column("dtype")
-    table.add_column("shape")
-    table.add_column("size", justify="right")
-    table.add_column("file", overflow="fold")
+    """Print what is in a checkpoint: plain columns, since a table of 90,000 rows takes rich half a minute."""
+    rows = [("tensor", "dtype", "shape", "size", "file")]
     for name, ref in checkpoint.tensors.items():
-        shape = " × ".join(str(length) for length in ref.shape) or "scalar"
-        table.add_row(
-            _plain(name), ref.dtype, shape, format_size(ref.nbytes), _plain(checkpoint.shards[ref.shard].name)
-        )
-    console = _console()
-    console.print(table)
+        shape = " × ".join(map(str, ref.shape)) or "scalar"
+        rows.append((printable(name), ref.dtype, shape, format_size(ref.nbytes), checkpoint.shards[ref.shard].name))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for tensor, dtype, shape, size, file in rows:
+        columns = tensor.ljust(widths[0]), dtype.ljust(widths[1]), shape.ljust(widths[2]), size.rjust(widths[3])
+        print("  ".join((*columns, printable(file))))
     dtypes = Counter(ref.dtype for ref in checkpoint.tensors.values())
     total = sum(ref.nbytes for ref in checkpoint.tensors.values())
-    console.print(
+    print(
         f"{len(checkpoint.tensors):,} tensors ({', '.join(f'{n:,} {d}' for d, n in dtypes.items())}),"
-        f" {format_size(total)} in {len(checkpoint.shards)} {'file' if len(checkpoint.shards) == 1 else 'files'}",
-        highlight=False,
+        f" {format_size(total)} in {len(checkpoint.shards)} {'file' if len(checkpoint.shards) == 1 else 'files'}"
     )
 
 
@@ -190,8 +188,17 @@ def checkpoint_json(checkpoint: Checkpoint) -> dict[str, Any]:
             for name, ref in checkpoint.tensors.items()
         ],
         "bytes": sum(ref.nbytes for ref in checkpoint.tensors.values()),
-        "config": checkpoint.config,
+        "config": _standard(checkpoint.config),
     }
+
+
+def _standard(value: Any) -> Any:
+    """Return a value of Python's json with NaN and infinities, which JSON does not have, as null."""
+    if isinstance(value, dict):
+        return {key: _standard(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_standard(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _console() -> Any:

@@ -81,6 +81,19 @@ def check_identity(file: InputFile) -> None:
         )
 
 
+def require_backend(files: Sequence[InputFile], io: str) -> None:
+    """See that every file can be opened with the backend that was asked for by name, before anything is undone.
+
+    Raises:
+        CheckpointError: one cannot.
+        InputChangedError: one is not the file that was planned with.
+    """
+    if io != "auto":
+        for file in files:
+            check_identity(file)
+            open_source(file.path, file.identity.size, io).close()
+
+
 def last_uses(plan: Plan) -> list[list[int]]:
     """Return, for each output shard, the input files that no later shard reads."""
     last: dict[int, int] = {}

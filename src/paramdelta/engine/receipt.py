@@ -37,6 +37,12 @@ def listed_files(receipt: dict[str, Any] | None) -> dict[str, int]:
     return {} if receipt is None else {entry["name"]: entry["bytes"] for entry in receipt["files"]}
 
 
+def nonfinite_of(receipt: dict[str, Any] | None) -> dict[str, dict[str, int]]:
+    """Return the new infinities and NaNs that a receipt tells of, by tensor."""
+    counts = {} if receipt is None else receipt.get("nonfinite")
+    return counts if isinstance(counts, dict) else {}
+
+
 def is_complete(path: Path, plan: Plan) -> bool:
     """Return whether ``path`` holds the output of exactly this plan, every file with its size."""
     receipt = read_receipt(path)

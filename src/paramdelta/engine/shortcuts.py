@@ -1,8 +1,8 @@
 """Faster exact sums where new base, post, base and output share a format.
 
 The sum is formed plainly in a wider format. TwoSum's error terms say whether it was exact, which for weights it almost
-always is; then one rounding is all that is left. A block with an error, an infinity or a NaN is left to
-`paramdelta.engine.arithmetic`.
+always is; then one rounding is all that is left. A block of BF16 with an error is done again in f32, rounding to odd. A
+block of another format with an error, or of any with an infinity or a NaN, is left to `paramdelta.engine.arithmetic`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from paramdelta.checkpoint.discovery import MODEL_FILE, MODEL_INDEX
 from paramdelta.checkpoint.header import TensorEntry, build_header
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.planning.manifest import Operation
 
-SINGLE_FILE: Final = "model.safetensors"
-INDEX_FILE: Final = "model.safetensors.index.json"
+SINGLE_FILE: Final = MODEL_FILE
+INDEX_FILE: Final = MODEL_INDEX
 _METADATA: Final = {"format": "pt"}  # transformers refuses a file without it
 
 

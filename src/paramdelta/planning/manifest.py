@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from paramdelta.checkpoint.dtypes import DTYPES
+from paramdelta.checkpoint.dtypes import DTYPES, INTEGERS, WHOLE_FLOATS
 from paramdelta.planning.differences import Difference, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from paramdelta.checkpoint.checkpoint import Checkpoint, TensorRef
-
-MERGED: Final = frozenset({"BF16", "F16", "F32", "F64"})
-"""safetensors dtypes that are added."""
-
-COPIED: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
-"""safetensors dtypes that are taken from the new base; every other one is refused."""
 
 
 class Operand(NamedTuple):
@@ -120,11 +114,11 @@ def _missing(members: Sequence[Member]) -> list[Difference]:
 def _difference(name: str, members: Sequence[Member], refs: Sequence[TensorRef]) -> Difference | None:
     if any(ref.shape != refs[0].shape for ref in refs):
         return Difference("shapes differ", name, _by_role(members, [list(ref.shape) for ref in refs]))
-    if all(ref.dtype in MERGED for ref in refs):
+    if all(ref.dtype in WHOLE_FLOATS for ref in refs):
         return None
     if any(ref.dtype != refs[0].dtype for ref in refs):
         return Difference("dtypes that cannot be added", name, _by_role(members, [ref.dtype for ref in refs]))
-    if refs[0].dtype not in COPIED:
+    if refs[0].dtype not in INTEGERS:
         return Difference("dtypes that cannot be added", name, f"{refs[0].dtype} in all")
     return None
 
@@ -144,6 +138,6 @@ def _operation(
     operands = [
         Operand(member.first_file + ref.shard, ref.offset, ref.dtype) for member, ref in zip(members, refs, strict=True)
     ]
-    if new.dtype not in MERGED:  # integers and bools are never added
+    if new.dtype not in WHOLE_FLOATS:  # integers and bools are never added
         return Operation(name, "copy", new.dtype, new.shape, (operands[0],), ())
     return Operation(name, "delta", dtype or new.dtype, new.shape, tuple(operands), alphas)

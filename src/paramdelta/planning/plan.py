@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from paramdelta.checkpoint.checkpoint import Checkpoint, FileIdentity, open_checkpoint
 from paramdelta.checkpoint.sidecars import Sidecar, choose_sidecars
 from paramdelta.checkpoint.unsupported import refuse_unmergeable
-from paramdelta.checkpoint.wording import quoted
+from paramdelta.checkpoint.wording import listed, quoted
+from paramdelta.errors import RecipeError
 from paramdelta.planning.layout import Layout, OutputShard, by_size, lay_out, like_checkpoint
 from paramdelta.planning.manifest import Member, Operand, Operation, build_manifest
 from paramdelta.planning.recipe import Delta, Recipe
+from paramdelta.planning.units import parse_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 ARITHMETIC: Final = 1
 """Version of the arithmetic and the layout: it rises when the same request would give other bytes."""
@@ -243,7 +245,7 @@ def make_plan(recipe: Recipe) -> Plan:
         operations=operations,
         layout=lay_out(operations, sizes, with_index=with_index),
         sidecars=choose_sidecars(post, new_base),
-        warnings=tuple(_warnings(members, operations)),
+        warnings=tuple(_warnings(members, operations, recipe.dtype)),
     )
 
 
@@ -272,19 +274,28 @@ def _as_input(member: Member) -> Input:
     return Input(member.role, str(checkpoint.path), files, (checkpoint.index_digest, checkpoint.config_digest))
 
 
-def _warnings(members: Sequence[Member], operations: Sequence[Operation]) -> list[PlanWarning]:
-    warnings = [
-        PlanWarning("no-config", f"{member.role} has no config.json beside its weights: {member.checkpoint.path}")
-        for member in members[:1]
-        if member.checkpoint.config is None
-    ]
-    copied = [operation.name for operation in operations if operation.op == "copy"]
+def _warnings(members: Sequence[Member], operations: Sequence[Operation], dtype: str | None) -> Iterator[PlanWarning]:
+    for member in members:
+        if member.checkpoint.config is None:
+            message = f"{member.role} has no config.json beside its weights: {member.checkpoint.path}"
+            yield PlanWarning("no-config", message)
+    copied = [operation for operation in operations if operation.op == "copy"]
     if copied:
-        kinds = ", ".join(sorted({op.dtype for op in operations if op.op == "copy"}))
-        warnings.append(
-            PlanWarning(
-                "integers-copied",
-                f"{len(copied)} tensors of {kinds} are taken from the new base: {quoted(copied[0])}, …",
-            )
-        )
-    return warnings
+        kinds = ", ".join(sorted({operation.dtype for operation in copied}))
+        number = f"{len(copied):,} tensors" if len(copied) > 1 else "1 tensor"
+        message = f"{number} of {kinds} taken from the new base, not added: "
+        yield PlanWarning("integers-copied", message + listed([quoted(operation.name) for operation in copied]))
+    said = _dtype_of_config(members[0].checkpoint)
+    if dtype is not None and said not in {None, dtype}:
+        message = f"the output is {dtype}, its config.json says {said}: loaders that go by it will convert"
+        yield PlanWarning("config-dtype", message)
+
+
+def _dtype_of_config(checkpoint: Checkpoint) -> str | None:
+    """Return the safetensors name of the dtype that config.json tells loaders to use, None where it tells none."""
+    config = checkpoint.config or {}
+    said = config.get("dtype", config.get("torch_dtype"))
+    try:
+        return parse_dtype(said, "dtype") if isinstance(said, str) else None
+    except RecipeError:
+        return None

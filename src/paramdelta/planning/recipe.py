@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from paramdelta.errors import RecipeError
 from paramdelta.planning.units import parse_dtype, parse_size
-
-if TYPE_CHECKING:
-    import os
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +20,8 @@ class Delta:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
+        for field in ("post", "base"):
+            object.__setattr__(self, field, checked_path(getattr(self, field), field))
         try:
             alpha = float(self.alpha)  # 2 and 2.0 are one request and have one fingerprint
         except (TypeError, ValueError, OverflowError):
@@ -48,6 +48,7 @@ class Recipe:
     shard_size: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "new_base", checked_path(self.new_base, "new-base"))
         if not self.deltas:
             raise RecipeError("deltas: at least one is needed")
         if self.dtype is not None and self.dtype != parse_dtype(self.dtype, "dtype"):
@@ -71,7 +72,7 @@ class Recipe:
         Raises:
             RecipeError: a value does not parse; the message names the field.
         """
-        recipe = cls(new_base=str(new_base), deltas=(Delta(str(post), str(base), alpha),))
+        recipe = cls(new_base=os.fspath(new_base), deltas=(Delta(os.fspath(post), os.fspath(base), alpha),))
         return replace(
             recipe,
             dtype=None if dtype is None else parse_dtype(dtype, "dtype"),
@@ -82,3 +83,14 @@ class Recipe:
     def is_exact(self) -> bool:
         """Whether the result is ``post - base + new_base``, rounded once."""
         return len(self.deltas) == 1 and self.deltas[0].alpha == 1.0
+
+
+def checked_path(path: str | os.PathLike[str], field: str) -> str:
+    """Return a path as text.
+
+    Raises:
+        RecipeError: it is empty, as an unset variable of a shell is, and would mean the current directory.
+    """
+    if not os.fspath(path):
+        raise RecipeError(f"{field}: the path is empty", remedy="Write . for the current directory.")
+    return os.fspath(path)
