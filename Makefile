@@ -30,8 +30,9 @@ exact: $(VENV)/.dev  ## ten million triples of each 16-bit format against exact 
 real: .venv-real/.made  ## merge real SmolLM2-135M weights, load the result, ask it something
 	.venv-real/bin/python -m pytest -m real tests/real
 
-bench: $(VENV)/.dev .venv-peers/.made  ## Llama-3.2-1B shapes against peers and the device's floor; writes bench/RESULTS.md
+bench: $(VENV)/.dev .venv-peers/.made  ## Llama-3.2-1B shapes against peers and the device's floor; writes bench/RESULTS.md and the README's figures
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.readme
 
 scale: $(VENV)/.dev  ## plan 70B and 671B from headers alone; writes bench/SCALE.md
 	$(BIN)/python -m bench.scale

@@ -31,7 +31,8 @@ def render(results: dict[str, Any]) -> str:
             "",
             f"Llama-3.2-1B shapes, 3 × {size:.2f} GB read, {size:.2f} GB written and synced; whole processes, medians"
             f" of {results['rounds']} interleaved rounds, inputs in the page cache (warm) or not (cold), on"
-            f" {machine['cores']} cores with {machine['RAM']} and a virtual disk. Peers: {versions}."
+            f" {machine['cores']} cores with {machine['RAM']} ({machine['CPU']}, {machine['kernel']},"
+            f" {machine['filesystem']}). Peers: {versions}."
             " More in [bench/RESULTS.md](bench/RESULTS.md), written by `make bench`.",
         ]
     )

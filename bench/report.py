@@ -90,6 +90,12 @@ class Results:
         """Return the disk's runs in one mode."""
         return {run.round: run.floor for run in self.floors if run.mode == mode}
 
+    def over_budget(self) -> list[str]:
+        """Return the contenders that held more RAM than their budget allows."""
+        budgets = {contender.name: contender.budget_bytes for contender in self.contenders}
+        broken = [run for run in self.runs if run.result.peak_rss_bytes > (budgets.get(run.contender) or 2**63)]
+        return sorted({run.contender for run in broken})
+
     def to_json(self) -> str:
         """Return the numbers, without what the contenders printed."""
         content: dict[str, Any] = {

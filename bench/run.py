@@ -1,4 +1,4 @@
-"""Compares paramdelta with its peers and with the disk: `python -m bench.run --rounds 5`.
+"""Compares paramdelta with its peers and with the disk: `python -m bench.run`.
 
 See README.md beside this file for what is measured and how the comparison is kept fair.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import shutil
 import sys
 import tempfile
@@ -93,14 +92,14 @@ class Bench:
         except ValueError as error:
             self.notes.append(f"The output of {name} could not be compared: {error}.")
 
-    def play(self, number: int, mode: str) -> None:
-        """Play one round: everybody once, in an order of its own.
-
-        A device may still be paying for the run before, so nobody always follows the same one.
-        """
-        order = list(self.contenders)
-        random.Random(f"{mode} {number}").shuffle(order)
-        for contender in order:
+    def play(self, number: int, mode: str, methods: list[Method]) -> None:
+        """Play one round: everybody once, the disk alone among them, in an order of its own."""
+        players: list[Contender | None] = [*self.contenders, *([None] if methods else [])]
+        for place in balanced_order(len(players), number):
+            contender = players[place]
+            if contender is None:
+                self.play_floor(number, mode, methods)
+                continue
             output = self.scratch / "output"
             if mode == "warm":
                 warm(self.triple.files())
@@ -118,12 +117,24 @@ class Bench:
         traffic = floor_traffic(self.triple, mode)
         floors = []
         for method in methods:
+            if mode == "cold":
+                drop_caches()
             os.sync()
             time.sleep(SETTLE_SECONDS)
             floors.append(measure_floor(traffic, method, self.scratch))
         floor = min(floors, key=lambda each: each.seconds)
         say(f"round {number + 1}, {mode}: {'floor':20} {floor.seconds:7.2f} s ({floor.method})")
         self.floors.append(FloorRun(mode, number, floor))
+
+
+def balanced_order(count: int, number: int) -> list[int]:
+    """Return the order of one round (E. J. Williams, 1949): over all rounds everybody follows everybody equally often.
+
+    A device may still be paying for the run before. It takes ``count`` rounds, twice as many where that is odd.
+    """
+    first = [(place + 1) // 2 if place % 2 else (count - place // 2) % count for place in range(count)]
+    order = [(place + number) % count for place in first]
+    return order[::-1] if count % 2 and (number // count) % 2 else order
 
 
 def say(message: str) -> None:
@@ -173,9 +184,7 @@ def run_rounds(bench: Bench, modes: list[str], rounds: int) -> None:
             bench.notes.append(f"No floor: direct I/O does not work here ({error}).")
     for number in range(rounds):
         for mode in modes:
-            if mode in methods:
-                bench.play_floor(number, mode, methods[mode])
-            bench.play(number, mode)
+            bench.play(number, mode, methods.get(mode, []))
 
 
 def run(options: Options) -> Results:
@@ -226,15 +235,20 @@ def parse_arguments() -> Options:
     parser = argparse.ArgumentParser(description="Compare paramdelta with its peers and with the disk.")
     parser.add_argument("--model", choices=sorted(MODELS), default="1b")
     parser.add_argument("--shards", type=int, default=1, help="files per checkpoint")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="a multiple of the players, the disk included, is fairest"
+    )
     parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--only", nargs="+", choices=names, default=[], help="contenders to run")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir(), "paramdelta-bench"))
     parser.add_argument("--paramdelta", type=Path, default=tools.paramdelta, help="the paramdelta program")
     parser.add_argument("--peers", type=Path, default=tools.peers, help="bin directory of the peers' environment")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "RESULTS.md")
+    parser.add_argument("--out", type=Path, help="default: bench/RESULTS.md, for a run with all of the defaults")
     parser.add_argument("--clean", action="store_true", help="remove the triple afterwards")
     given = parser.parse_args()
+    partial = bool(given.only) or given.model != "1b" or given.shards != 1 or sorted(given.mode) != sorted(MODES)
+    if partial and given.out is None:
+        parser.error("say where the results of a partial run go: --out FILE")
     return Options(
         model=given.model,
         shards=given.shards,
@@ -243,7 +257,7 @@ def parse_arguments() -> Options:
         modes=tuple(given.mode),
         only=tuple(given.only),
         tools=Tools(given.paramdelta, given.peers),
-        out=given.out,
+        out=given.out or ROOT / "bench" / "RESULTS.md",
         clean=given.clean,
     )
 
@@ -255,7 +269,7 @@ def main() -> None:
     options.out.write_text(render(results))
     options.out.with_name(options.out.stem.lower() + ".json").write_text(results.to_json())
     say(f"written: {options.out}")
-    if results.failures:
+    if results.failures or results.over_budget():
         raise SystemExit(1)
 
 

@@ -38,7 +38,7 @@ def shapes_70b() -> dict[str, tuple[int, ...]]:
 
 
 def shapes_671b() -> dict[str, tuple[int, ...]]:
-    """Return 91,000 names and shapes of the size of a 671B mixture of 256 experts in 58 of 61 layers."""
+    """Return 89,945 names and shapes of the size of a 671B mixture of 256 experts in 58 of 61 layers."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (129280, 7168)}
     for layer in range(61):
         stem = f"model.layers.{layer}"
