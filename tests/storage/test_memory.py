@@ -5,7 +5,7 @@ import ctypes
 import pytest
 
 from paramdelta.storage.memory import Buffer
-from paramdelta.storage.platform import ALIGNMENT, PAGE, address_of
+from paramdelta.storage.platform import ALIGNMENT, HUGE_PAGE, PAGE, address_of
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 1_000_003])
@@ -14,6 +14,15 @@ def test_a_buffer_is_aligned_for_direct_io_and_has_the_size_asked_for(size: int)
     assert buffer.address % PAGE == 0
     assert buffer.address % ALIGNMENT == 0
     assert buffer.size == len(buffer.view) == size
+
+
+@pytest.mark.parametrize("size", [HUGE_PAGE, HUGE_PAGE + 1, 5 * HUGE_PAGE - 1])
+def test_a_large_buffer_is_aligned_to_huge_pages_and_all_of_it_is_there(size: int) -> None:
+    buffer = Buffer(size)
+    assert buffer.address % HUGE_PAGE == 0
+    assert buffer.size == len(buffer.view) == size
+    buffer.view[:] = b"\xff" * size
+    assert ctypes.string_at(buffer.address, size) == b"\xff" * size
 
 
 def test_the_view_and_the_address_are_the_same_memory() -> None:

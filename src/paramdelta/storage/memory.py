@@ -12,7 +12,6 @@ class Buffer:
     """
 
     def __init__(self, size: int) -> None:
-        self._memory = platform.allocate(size)
         self.size = size
-        self.view = memoryview(self._memory)[:size]
+        self.view = platform.allocate(size)
         self.address = platform.address_of(self.view)

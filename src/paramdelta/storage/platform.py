@@ -19,10 +19,14 @@ PAGE: Final = mmap.PAGESIZE
 ALIGNMENT: Final = 4096
 """Bytes. Direct I/O of every common device accepts offsets, lengths and addresses that are multiples of this."""
 
+_MADV_HUGEPAGE: Final = 14
 _MADV_POPULATE_READ: Final = 22  # Linux 5.14; not named in Python 3.11
 _RWF_DONTCACHE: Final = 0x80  # Linux 6.14; not named in Python
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY})
 _EHWPOISON: Final[int] = getattr(errno, "EHWPOISON", 133)
+
+HUGE_PAGE: Final = 2 << 20
+"""Bytes. What most systems call one, or a multiple or part of that: memory aligned to it can be made of them."""
 
 _MOST_PER_CALL: Final = 1 << 30  # Linux stops short of 2 GiB in one call anyway
 
@@ -199,11 +203,24 @@ def uncached_read_flags(descriptor: int) -> int:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def allocate(size: int) -> mmap.mmap:
-    """Return ``size`` bytes of fresh, page-aligned, writable memory that no file backs."""
+def allocate(size: int) -> memoryview:
+    """Return ``size`` bytes of fresh, page-aligned, writable memory that no file backs.
+
+    In huge pages where the system has them, but for the rest behind the last whole one: a device moves a range of
+    scattered small pages in requests of a megabyte or less (virtio takes 254 pieces), twice as slowly as whole ones.
+    """
+    memory = _anonymous(size + HUGE_PAGE if size >= HUGE_PAGE else max(size, PAGE))
+    begin = -address_of(memory) % HUGE_PAGE if size >= HUGE_PAGE else 0
+    view = memoryview(memory)[begin : begin + size]
+    if size >= HUGE_PAGE:
+        _advise_memory(address_of(view), size - size % HUGE_PAGE, _MADV_HUGEPAGE)
+    return view
+
+
+def _anonymous(size: int) -> mmap.mmap:
     if hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MAP_ANONYMOUS"):
-        return mmap.mmap(-1, max(size, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return mmap.mmap(-1, max(size, PAGE))
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)
 
 
 def populate(address: int, size: int) -> bool:
