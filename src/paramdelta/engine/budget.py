@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from paramdelta.planning.manifest import Operation
 
 DEFAULT_MEMORY: Final = 400_000_000
-LARGEST_WINDOW: Final = 8 << 20
-COMFORTABLE_WINDOW: Final = 1 << 20
-SMALLEST_WINDOW: Final = 64 << 10
+LARGEST_WINDOW: Final = (8 << 20) - ALIGNMENT
+"""Bytes. What lies at an odd place is read with a block more than its size: that shall be a power of two, not more."""
+
+COMFORTABLE_WINDOW: Final = (1 << 20) - ALIGNMENT
+SMALLEST_WINDOW: Final = (64 << 10) - ALIGNMENT
 RESERVE: Final = 16_000_000
 """Bytes left for what is not a buffer: thread stacks, the allocator's slack, progress display."""
 
@@ -113,7 +115,7 @@ def decide(memory: int | None, workers: int | None, shape: Shape, used: int, pea
         chosen -= 1
     window = LARGEST_WINDOW
     while window > SMALLEST_WINDOW and chosen * shape.worker(window) > free:
-        window //= 2
+        window = (window + ALIGNMENT) // 2 - ALIGNMENT
     return Budget.of(memory, chosen, window, shape)
 
 
