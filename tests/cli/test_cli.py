@@ -401,11 +401,11 @@ def test_a_budget_too_small_leaves_the_old_output_where_it_was(triple: Path, tmp
 def test_a_second_signal_waits_for_no_worker(triple: Path, tmp_path: Path) -> None:
     """With a device that hangs: every write of a window waits for much longer than the test does."""
     program = (
-        "import sys, threading\n"
+        "import os, sys, threading\n"
         "from paramdelta.cli import main\n"
         "from paramdelta.storage.sink import FileSink\n"
         "def hang(*_):\n"
-        "    print('writing', flush=True)\n"
+        "    os.write(1, b'writing\\n')\n"  # in one piece, whatever other threads do
         "    threading.Event().wait(600)\n"
         "FileSink.write = hang\n"
         "sys.argv[0] = 'paramdelta'\n"
@@ -413,13 +413,16 @@ def test_a_second_signal_waits_for_no_worker(triple: Path, tmp_path: Path) -> No
     )
     command = [sys.executable, "-c", program, "merge", *of(triple), "-o", str(tmp_path / "out"), "--io", "mmap"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "writing\n"
-        process.send_signal(signal.SIGINT)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=1)  # the first one waits for the windows in hand
-        process.send_signal(signal.SIGINT)
-        _, message = process.communicate(timeout=30)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "writing\n"
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=1)  # the first one waits for the windows in hand
+            process.send_signal(signal.SIGINT)
+            _, message = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "stopped at once" in message
     assert "Traceback" not in message

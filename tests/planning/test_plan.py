@@ -179,6 +179,20 @@ def test_a_checkpoint_without_a_config_is_merged_with_a_warning(triple: Path, ro
     assert [warning.code for warning in plan_of(triple).warnings] == ["no-config", "integers-copied"]
 
 
+@pytest.mark.parametrize(
+    ("roles", "named"),
+    [
+        (("post", "base", "base"), "new base and base"),
+        (("base", "base", "new"), "post and base"),
+        (("new", "base", "new"), "new base and post"),
+    ],
+)
+def test_one_checkpoint_in_two_roles_is_asked_about(triple: Path, roles: tuple[str, str, str], named: str) -> None:
+    post, base, new = (triple / role for role in roles)
+    messages = [w.message for w in make_plan(Recipe.of(post, base, new)).warnings if w.code == "same-inputs"]
+    assert messages == [f"{named} are the same checkpoint: is that meant?"]
+
+
 def test_integers_that_are_copied_are_said_to_be(triple: Path) -> None:
     (warning,) = plan_of(triple).warnings
     assert warning.code == "integers-copied"

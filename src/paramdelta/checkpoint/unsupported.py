@@ -42,7 +42,7 @@ def missing_path(path: Path) -> CheckpointError:
     """Return the error for a `path` that does not exist."""
     name = str(path)
     remedy = "Check the spelling."
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.parent.exists():
         remedy = f"If this is a model on the Hugging Face Hub, download it first (hf download {name})."
     return CheckpointError("no such file or directory", file=printable(name), remedy=remedy)
 

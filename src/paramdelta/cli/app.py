@@ -108,7 +108,9 @@ def commands() -> None:
 @commands.command()
 @_recipe_options
 @click.option("-o", "--output", required=True, metavar="OUT", help="Directory to write; must not exist, or be empty.")
-@click.option("--memory", metavar="SIZE", help="Most RAM of the whole process, like 512MB.  [default: chosen]")
+@click.option(
+    "--memory", metavar="SIZE", help="Most RAM of the whole process.  [default: 400MB, less where little is free]"
+)
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Worker threads.  [default: chosen]")
 @click.option("--io", type=click.Choice(IO_CHOICES), default="auto", show_default=True, help="How inputs are read.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier merge wrote to OUT.")
@@ -233,4 +235,6 @@ def demo(*, output: str | None, as_json: bool) -> None:
         click.echo(json.dumps(display.merge_json(result.merge) | {"elements_checked": result.elements}))
     else:
         click.echo(display.merge_line(result.merge))
+        if output is None:
+            click.echo("all of it is removed again; paramdelta demo -o DIR keeps it", err=True)
         click.echo(f"checked {result.elements:,} elements against exact arithmetic: all equal, bit for bit")

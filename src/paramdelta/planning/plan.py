@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -279,6 +280,9 @@ def _warnings(members: Sequence[Member], operations: Sequence[Operation], dtype:
         if member.checkpoint.config is None:
             message = f"{member.role} has no config.json beside its weights: {member.checkpoint.path}"
             yield PlanWarning("no-config", message)
+    for one, other in itertools.combinations(members, 2):
+        if one.first_file == other.first_file and {one.role.split()[0], other.role.split()[0]} != {"base"}:
+            yield PlanWarning("same-inputs", f"{one.role} and {other.role} are the same checkpoint: is that meant?")
     copied = [operation for operation in operations if operation.op == "copy"]
     if copied:
         kinds = ", ".join(sorted({operation.dtype for operation in copied}))
