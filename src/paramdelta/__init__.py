@@ -11,7 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paramdelta.api import MergeResult, estimate_memory, inspect, merge, merge_recipe, plan, warnings_for
+    from paramdelta.api import (
+        MergeResult,
+        estimate_memory,
+        inspect,
+        merge,
+        merge_recipe,
+        plan,
+        read_recipes,
+        warnings_for,
+    )
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.engine.progress import Progress
     from paramdelta.errors import (
@@ -28,8 +37,10 @@ if TYPE_CHECKING:
         UnsupportedCheckpointError,
         VerificationError,
     )
-    from paramdelta.planning.plan import Plan, PlanWarning
+    from paramdelta.planning.plan import Plan
+    from paramdelta.planning.policies import Policies
     from paramdelta.planning.recipe import Delta, Recipe
+    from paramdelta.planning.warnings import PlanWarning
 
 _HOMES = {
     "paramdelta.api": (
@@ -39,6 +50,7 @@ _HOMES = {
         "merge",
         "merge_recipe",
         "plan",
+        "read_recipes",
         "warnings_for",
     ),
     "paramdelta.checkpoint.checkpoint": ("Checkpoint",),
@@ -57,8 +69,10 @@ _HOMES = {
         "UnsupportedCheckpointError",
         "VerificationError",
     ),
-    "paramdelta.planning.plan": ("Plan", "PlanWarning"),
+    "paramdelta.planning.plan": ("Plan",),
+    "paramdelta.planning.policies": ("Policies",),
     "paramdelta.planning.recipe": ("Delta", "Recipe"),
+    "paramdelta.planning.warnings": ("PlanWarning",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -77,6 +91,7 @@ __all__ = [
     "ParamDeltaError",
     "Plan",
     "PlanWarning",
+    "Policies",
     "Progress",
     "Recipe",
     "RecipeError",
@@ -87,6 +102,7 @@ __all__ = [
     "merge",
     "merge_recipe",
     "plan",
+    "read_recipes",
     "warnings_for",
 ]
 

@@ -14,26 +14,30 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.checkpoint.files import read_whole
 from paramdelta.checkpoint.wording import clipped, printable
 from paramdelta.engine import budget as budgets
 from paramdelta.engine.inputs import require_backend
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.receipt import is_complete, nonfinite_of, read_receipt
-from paramdelta.errors import CancelledError, NonFiniteError, RecipeError
+from paramdelta.errors import CancelledError, CheckpointError, NonFiniteError, RecipeError
 from paramdelta.planning.layout import INDEX_FILE
-from paramdelta.planning.plan import ARITHMETIC, Plan, PlanWarning, make_plan
+from paramdelta.planning.plan import ARITHMETIC, Plan, make_plan
 from paramdelta.planning.recipe import Recipe, checked_path
 from paramdelta.planning.units import format_size, parse_size
+from paramdelta.planning.warnings import PlanWarning
 from paramdelta.storage import platform
 from paramdelta.storage.source import IO_CHOICES
 
 if TYPE_CHECKING:
     import os
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from paramdelta.engine.progress import Outcome, Progress
+    from paramdelta.planning.policies import Policies
+    from paramdelta.planning.recipe_file import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +89,11 @@ def plan(
     new_base: str | os.PathLike[str],
     *,
     alpha: float = 1.0,
+    alphas: Mapping[str, float] | None = None,
+    policies: Policies | None = None,
     dtype: str | None = None,
     shard_size: str | int | None = None,
+    trust_remote_code: bool = False,
 ) -> Plan:
     """Return what ``merge`` with the same arguments would do, from headers alone.
 
@@ -95,15 +102,30 @@ def plan(
         base: path of Θ_base, from which post was trained.
         new_base: path of Θ'_base.
         alpha: coefficient of the delta ``post - base``.
+        alphas: other coefficients by pattern of tensor names (``*`` and ``?`` as in a shell); the last match counts.
+        policies: what to do where the checkpoints do not fit each other; by default that is an error.
         dtype: float dtype of the output (``bf16``, ``f16``, ``f32``, ``f64``); the new base's own by default.
         shard_size: most tensor data in one output file (``"5GB"``); the new base's own shards by default.
+        trust_remote_code: take the checkpoints' own Python files along, which loaders may run.
 
     Raises:
         RecipeError: an argument does not parse.
         CheckpointError: an input is missing, damaged or not supported.
         MismatchError: the checkpoints do not fit each other; lists all differences at once.
     """
-    return make_plan(Recipe.of(post, base, new_base, alpha=alpha, dtype=dtype, shard_size=shard_size))
+    return make_plan(
+        Recipe.of(
+            post,
+            base,
+            new_base,
+            alpha=alpha,
+            alphas=alphas,
+            policies=policies,
+            dtype=dtype,
+            shard_size=shard_size,
+            trust_remote_code=trust_remote_code,
+        )
+    )
 
 
 def merge(
@@ -113,8 +135,11 @@ def merge(
     output: str | os.PathLike[str],
     *,
     alpha: float = 1.0,
+    alphas: Mapping[str, float] | None = None,
+    policies: Policies | None = None,
     dtype: str | None = None,
     shard_size: str | int | None = None,
+    trust_remote_code: bool = False,
     memory: str | int | None = None,
     workers: int | None = None,
     io: str = "auto",
@@ -150,7 +175,17 @@ def merge(
         BudgetError: ``memory`` is below what works.
         CancelledError: ``cancelled`` was set.
     """
-    recipe = Recipe.of(post, base, new_base, alpha=alpha, dtype=dtype, shard_size=shard_size)
+    recipe = Recipe.of(
+        post,
+        base,
+        new_base,
+        alpha=alpha,
+        alphas=alphas,
+        policies=policies,
+        dtype=dtype,
+        shard_size=shard_size,
+        trust_remote_code=trust_remote_code,
+    )
     return merge_recipe(
         recipe,
         output,
@@ -204,7 +239,8 @@ def merge_recipe(
         outcome = pipeline.run(made, budget, io, directory, on_progress, cancelled)
         if outcome.nonfinite and not allow_nonfinite:
             raise _nonfinite(outcome)
-        directory.publish(_receipt(made, outcome))
+        documents = _documents(made, path)
+        directory.publish(_receipt(made, outcome, documents), documents)
     return _result(path, made, started, outcome, budget)
 
 
@@ -228,7 +264,12 @@ def _budget(plan: Plan, memory: int | None, workers: int | None) -> budgets.Budg
     """Return the budget, once everything is in memory whose size is not ours to choose."""
     from paramdelta.engine import kernels
 
-    kernels.prepare({(tuple(o.dtype for o in op.operands), op.alphas, op.dtype) for op in plan.operations if op.alphas})
+    combinations = {
+        (tuple(operand.dtype for operand in part.operands), part.alphas, operation.dtype)
+        for operation in plan.operations
+        for part in operation.parts
+    }
+    kernels.prepare(each for each in combinations if each[0] != each[2:])  # bytes that are only copied need none
     used = psutil.Process().memory_info().rss
     return budgets.decide(memory, workers, budgets.Shape.of(plan.operations), used, platform.peak_rss())
 
@@ -287,18 +328,47 @@ def _nonfinite(outcome: Outcome) -> NonFiniteError:
     )
 
 
-def _receipt(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+def read_recipes(file: str | os.PathLike[str]) -> list[Job]:
+    """Return the merges that a recipe file (YAML) asks for; `merge_recipe` carries each out.
+
+    Raises:
+        RecipeError: it cannot be read or does not parse; the message names file and line.
+    """
+    from paramdelta.planning.recipe_file import MOST_BYTES, parse_recipes
+
+    path = Path(checked_path(file, "recipe"))
+    try:
+        text = read_whole(path, MOST_BYTES).decode()
+    except CheckpointError as error:
+        raise RecipeError(error.message, file=error.file, remedy=error.remedy) from error
+    except UnicodeDecodeError:
+        raise RecipeError("is not UTF-8 text", file=printable(str(path))) from None
+    return parse_recipes(text, path)
+
+
+def _documents(plan: Plan, path: Path) -> dict[str, bytes]:
+    from paramdelta.planning.card import model_card
+    from paramdelta.planning.recipe_file import write_recipe
+
+    recipe = write_recipe(plan.recipe, path)
+    return {"recipe.yaml": recipe.encode(), "README.md": model_card(plan).encode()}
+
+
+def _receipt(plan: Plan, outcome: Outcome, documents: dict[str, bytes]) -> dict[str, Any]:
     """Return what a finished output says of how it was made; inputs by name, without the user's paths."""
+    from paramdelta.planning.card import listed_names
+
     files = [{"name": shard.name, "bytes": shard.size} for shard in plan.shards]
-    files += [{"name": car.name, "bytes": car.identity.size} for car in plan.sidecars]
+    files += [{"name": car.name, "bytes": car.size} for car in plan.sidecars]
+    files += [{"name": name, "bytes": len(content)} for name, content in documents.items()]
     if plan.layout.index is not None:
         files.append({"name": INDEX_FILE, "bytes": len(plan.layout.index)})
     return {
         "paramdelta": version("paramdelta"),
         "arithmetic": ARITHMETIC,
         "fingerprint": plan.fingerprint,
-        "inputs": [{"role": source.role, "name": Path(source.path).name} for source in plan.inputs],
-        "alphas": [delta.alpha for delta in plan.recipe.deltas],
+        "inputs": listed_names(plan.inputs),
+        "alphas": [[delta.alpha, dict(delta.alphas)] for delta in plan.recipe.deltas],
         "exactly_rounded": plan.recipe.is_exact,
         "tensors": len(plan.operations),
         "files": files,

@@ -250,7 +250,15 @@ def test_checkpoints_that_do_not_fit_exit_4_with_all_differences_at_once(triple:
     tensors["model.norm.weight"] = ("I16", (64,), encode(range(64), "I16"))
     write_checkpoint(triple / "post", tensors)
     run = paramdelta("merge", *of(triple), "-o", tmp_path / "out")
-    failed(run, 4, "missing from", "model.layers.2.self_attn.q_proj.weight", "shapes differ", "[104, 64]", "I16")
+    failed(
+        run,
+        4,
+        "missing from",
+        "model.layers.2.self_attn.q_proj.weight",
+        "vocabularies differ in size",
+        "[104, 64]",
+        "I16",
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -130,7 +130,7 @@ def test_files_are_opened_when_first_needed_and_once(plan: Plan, monkeypatch: py
 def test_a_source_reads_the_file_at_its_place(plan: Plan) -> None:
     opened = Inputs(plan.files, "pread")
     for operation in plan.operations:
-        for operand in operation.operands:
+        for operand in operation.parts[0].operands:
             buffer = Buffer(opened.room(operand.file, 50))
             address = opened.source(operand.file).borrow(operand.offset, 50, buffer.view).address
             expected = normal((5, 5), seed=NAMES.index(operation.name))[2]

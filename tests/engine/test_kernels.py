@@ -207,6 +207,21 @@ def test_products_are_rounded_before_they_are_added() -> None:
     assert values(run([new, post, base], ("F64",) * 3, (x,), "F64")[0], "F64").tolist() == [0.0]
 
 
+# Conversions.
+
+
+@pytest.mark.parametrize("dtype", MERGEABLE)
+@pytest.mark.parametrize("out", MERGEABLE)
+def test_without_deltas_a_tensor_is_converted_with_one_rounding(dtype: str, out: str) -> None:
+    codes = np.concatenate(exact.triples((dtype,) * 3, out, 3_000, rng(12)))
+    found, _ = run([codes], (dtype,), (), out)
+    if dtype == out:
+        expected = codes.tolist()  # the new base's own bits, as the law has it
+    else:
+        expected = [oracle.round_once(oracle.decode(code, dtype), out) for code in codes.tolist()]
+    assert found.tolist() == expected
+
+
 # Memory.
 
 
@@ -278,7 +293,7 @@ def test_counters_add_up_what_no_law_copied(dtype: str, alpha: float) -> None:
         (("BF16", "I32", "BF16"), EXACT, "BF16"),
         (("BF16",) * 3, EXACT, "F8_E4M3"),
         (("BF16",) * 3, (1.0, 1.0), "BF16"),
-        (("BF16",), (), "BF16"),
+        (("BF16", "BF16"), (), "BF16"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(dtypes: Sequence[str], alphas: tuple[float, ...], out: str) -> None:

@@ -65,11 +65,13 @@ def contents(root: Path) -> dict[str, bytes]:
 def test_a_finished_output_has_weights_index_sidecars_and_receipt_and_no_staging(triple: Path, tmp_path: Path) -> None:
     merge(triple, tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "config.json",
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         INDEX,
         "paramdelta.json",
+        "recipe.yaml",
         "tokenizer.json",
     ]
     assert json.loads((tmp_path / "out/config.json").read_text()) == {"from": "new_base"}
@@ -196,10 +198,12 @@ def test_overwriting_removes_what_the_receipt_lists_and_nothing_else(triple: Pat
     (tmp_path / "out" / "notes.txt").write_text("mine")
     merge(triple, tmp_path / "out", shard_size="1GB", overwrite=True)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "notes.txt",
         "paramdelta.json",
+        "recipe.yaml",
         "tokenizer.json",
     ]
 
@@ -559,7 +563,7 @@ def test_a_sidecar_that_changes_before_or_while_the_merge_runs_is_an_error(tripl
         ).read_bytes()
         (triple / "new_base/config.json").write_text("{}")
         with pytest.raises(InputChangedError, match="config"):
-            directory.publish({})
+            directory.publish({}, dict.fromkeys(output_module.DOCUMENTS, b""))
     with (
         pytest.raises(InputChangedError, match="config"),
         OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory,

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from paramdelta.engine import pipeline
 from paramdelta.engine.budget import Budget, Shape
 from paramdelta.engine.inputs import Inputs
-from paramdelta.engine.output import OutputDirectory
+from paramdelta.engine.output import DOCUMENTS, OutputDirectory
 from paramdelta.engine.progress import NonFinite, Progress
 from paramdelta.errors import CancelledError, InputChangedError, OutputError
 from paramdelta.planning.plan import Plan, make_plan
@@ -72,7 +72,7 @@ def carry_out(
     with OutputDirectory(output, plan, overwrite=False) as directory:
         directory.begin()
         pipeline.run(plan, budget, io, directory)
-        directory.publish({})
+        directory.publish({}, dict.fromkeys(DOCUMENTS, b""))
     return {file.name: file.read_bytes() for file in output.glob("*.safetensors*")}
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paramdelta.engine.budget import Shape
 from paramdelta.engine.windows import Batch, Segment, Window, batches, cut, segments
 from paramdelta.planning.layout import Layout, lay_out
-from paramdelta.planning.manifest import Operand, Operation
+from paramdelta.planning.parts import Operand, Operation, Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,11 +37,26 @@ class Case(NamedTuple):
             for window in cut(number, shard.size, self.window_bytes)
         ]
 
+    def before(self, segment: Segment) -> int:
+        """Return how many elements the parts before a segment's have."""
+        return sum(part.elements for part in self.operations[segment.operation].parts[: segment.part])
+
     def segments(self, window: Window) -> list[Segment]:
         return segments(window, self.layout.shards[window.shard], self.operations)
 
 
-def make(tensors: list[tuple[str, int]], sources: list[list[str]], counts: list[int], window_bytes: int) -> Case:
+def split(elements: int, operands: list[Operand], alphas: tuple[float, ...], pieces: int) -> tuple[Part, ...]:
+    """Return parts that together are what one part would be."""
+    edges = [elements * piece // pieces for piece in range(pieces + 1)]
+    return tuple(
+        Part(end - begin, tuple(Operand(o.file, o.offset + begin * WIDTHS[o.dtype], o.dtype) for o in operands), alphas)
+        for begin, end in pairwise(edges)
+    )
+
+
+def make(
+    tensors: list[tuple[str, int]], sources: list[list[str]], counts: list[int], window_bytes: int, pieces: int = 1
+) -> Case:
     """Return tensors of dtype and elements, their source dtypes, tensors per shard, and a size of windows.
 
     Each source of an operation lies in a file of its own, where tensors follow each other from an odd offset on.
@@ -55,7 +70,7 @@ def make(tensors: list[tuple[str, int]], sources: list[list[str]], counts: list[
             ends[file] += elements * WIDTHS[source]
         alphas = (1.0,) * (len(dtypes) // 2)
         op = "delta" if alphas else "copy"
-        operations.append(Operation(f"t{number}", op, dtype, (elements,), tuple(operands), alphas))
+        operations.append(Operation(f"t{number}", op, dtype, (elements,), split(elements, operands, alphas, pieces)))
     sizes = [(f"shard-{number}", count) for number, count in enumerate(counts)]
     return Case(operations, lay_out(operations, sizes, with_index=True), window_bytes)
 
@@ -74,7 +89,8 @@ def cases(draw: st.DrawFn) -> Case:
     sources = [[dtype] if dtype == "I64" else found for (dtype, _), found in zip(tensors, sources, strict=True)]
     split = sorted(draw(st.lists(st.integers(0, len(tensors)), max_size=3)))
     counts = [end - begin for begin, end in pairwise([0, *split, len(tensors)])]
-    return make(tensors, sources, counts, ALIGNMENT * draw(st.sampled_from([1, 1, 2, 3, 5, 64])))
+    pages = draw(st.sampled_from([1, 1, 2, 3, 5, 64]))
+    return make(tensors, sources, counts, ALIGNMENT * pages, draw(st.integers(1, 3)))
 
 
 # -- windows -------------------------------------------------------------------------------------------------
@@ -100,7 +116,8 @@ def test_every_element_is_counted_in_exactly_one_window_the_one_in_which_it_begi
         for segment in case.segments(window):
             if segment.counted:
                 assert segment.position >= 0
-                for element in range(segment.first, segment.first + segment.elements):
+                first = case.before(segment) + segment.first
+                for element in range(first, first + segment.elements):
                     counted[segment.operation][element] += 1
             else:
                 assert segment.elements == 1
@@ -131,8 +148,9 @@ def test_positions_agree_with_the_layout_and_stay_inside_the_slack(case: Case) -
             operation = case.operations[segment.operation]
             begin = len(shard.header) + shard.begins[segment.operation - shard.first]
             assert segment.operation in shard.operations
-            assert window.begin + segment.position == begin + segment.first * operation.itemsize
-            assert 0 <= segment.first < segment.first + segment.elements <= operation.elements
+            before, part = case.before(segment), operation.parts[segment.part]
+            assert window.begin + segment.position == begin + (before + segment.first) * operation.itemsize
+            assert 0 <= segment.first < segment.first + segment.elements <= part.elements
             assert segment.position > -operation.itemsize
             end = segment.position + segment.elements * operation.itemsize
             assert end < window.end - window.begin + operation.itemsize
@@ -141,7 +159,7 @@ def test_positions_agree_with_the_layout_and_stay_inside_the_slack(case: Case) -
 @given(cases())
 def test_segments_are_in_file_order(case: Case) -> None:
     for window in case.windows():
-        places = [(segment.operation, segment.first) for segment in case.segments(window)]
+        places = [(segment.operation, segment.part, segment.first) for segment in case.segments(window)]
         assert places == sorted(set(places))
 
 
@@ -149,14 +167,14 @@ def test_a_window_of_the_header_alone_has_no_segments() -> None:
     case = make([("BF16", 10)], [["BF16"]], [1], ALIGNMENT)
     header, data = case.windows()
     assert case.segments(header) == []
-    assert case.segments(data) == [Segment(0, 0, 10, 0, counted=True)]
+    assert case.segments(data) == [Segment(0, 0, 0, 10, 0, counted=True)]
 
 
 def test_an_element_that_a_boundary_cuts_is_in_both_windows_and_counted_in_the_first() -> None:
     case = make([("U8", 4093), ("F64", 2)], [["U8"], ["F64"] * 3], [2], ALIGNMENT)
     _, first, second = case.windows()
-    assert case.segments(first) == [Segment(0, 0, 4093, 0, counted=True), Segment(1, 0, 1, 4093, counted=True)]
-    assert case.segments(second) == [Segment(1, 0, 1, -3, counted=False), Segment(1, 1, 1, 5, counted=True)]
+    assert case.segments(first) == [Segment(0, 0, 0, 4093, 0, counted=True), Segment(1, 0, 0, 1, 4093, counted=True)]
+    assert case.segments(second) == [Segment(1, 0, 0, 1, -3, counted=False), Segment(1, 0, 1, 1, 5, counted=True)]
 
 
 def test_tensors_of_no_elements_have_no_segments_wherever_they_lie() -> None:
@@ -194,9 +212,9 @@ def test_every_operand_lies_where_its_step_says(case: Case, backend: str, arena:
         for batch in batches_of(case, window, backend, arena):
             wanted = 0
             for segment, places in batch.steps:
-                operation = case.operations[segment.operation]
-                assert len(places) == len(operation.operands)
-                for operand, (extent, begin) in zip(operation.operands, places, strict=True):
+                operands = case.operations[segment.operation].parts[segment.part].operands
+                assert len(places) == len(operands)
+                for operand, (extent, begin) in zip(operands, places, strict=True):
                     width = WIDTHS[operand.dtype]
                     assert batch.extents[extent].file == operand.file
                     assert batch.extents[extent].offset + begin == operand.offset + segment.first * width
@@ -224,7 +242,7 @@ def test_tensors_that_follow_each_other_in_their_files_are_read_with_one_extent_
 
 def test_a_source_whose_tensors_lie_apart_does_not_keep_the_others_from_being_joined() -> None:
     operations = [
-        Operation(f"t{n}", "delta", "F32", (10,), (Operand(0, 900 * n, "F32"), *others), (1.0,))
+        Operation(f"t{n}", "delta", "F32", (10,), (Part(10, (Operand(0, 900 * n, "F32"), *others), (1.0,)),))
         for n, others in enumerate([(Operand(1, 40 * n, "F32"), Operand(2, 40 * n, "F32")) for n in range(3)])
     ]
     case = Case(operations, lay_out(operations, [("m", 3)], with_index=False), 2 * ALIGNMENT)
@@ -234,7 +252,8 @@ def test_a_source_whose_tensors_lie_apart_does_not_keep_the_others_from_being_jo
 
 def test_a_file_that_plays_two_roles_is_read_correctly_for_both() -> None:
     operands = [(Operand(0, begin, "F32"), Operand(1, begin, "F32"), Operand(1, begin, "F32")) for begin in (0, 40)]
-    operations = [Operation(f"t{n}", "delta", "F32", (10,), found, (1.0,)) for n, found in enumerate(operands)]
+    parts = [Part(10, found, (1.0,)) for found in operands]
+    operations = [Operation(f"t{n}", "delta", "F32", (10,), (part,)) for n, part in enumerate(parts)]
     layout = lay_out(operations, [("m", 2)], with_index=False)
     case = Case(operations, layout, 2 * ALIGNMENT)
     ((batch,),) = [batches_of(case, window, "pread", 1 << 20) for window in case.windows()]

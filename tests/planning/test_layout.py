@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors import safe_open
 
 from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.planning.layout import Layout, OutputShard, by_size, lay_out, like_checkpoint
-from paramdelta.planning.manifest import Operand, Operation
+from paramdelta.planning.parts import Operand, Operation, Part
 from tests.make import BITS, byte_count, normal, write_checkpoint, write_index
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ ALIGNMENT = 4096
 
 
 def operation(name: str, shape: Sequence[int], dtype: str = "BF16") -> Operation:
-    return Operation(name, "delta", dtype, tuple(shape), (Operand(0, 0, dtype),), (1.0,))
+    part = Part(math.prod(shape), (Operand(0, 0, dtype),), (1.0,))
+    return Operation(name, "delta", dtype, tuple(shape), (part,))
 
 
 OPERATIONS = (
@@ -164,24 +166,33 @@ def test_a_layout_without_an_index_has_none() -> None:
 def test_shards_of_a_sharded_checkpoint_keep_their_names_and_tensors(tmp_path: Path) -> None:
     tensors = {name: normal((2,)) for name in "abcde"}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "new", tensors, shards=[["b"], ["a", "e", "c"], ["d"]]))
-    assert like_checkpoint(checkpoint) == [
+    assert like_checkpoint(checkpoint, [True] * 5, 0) == [
         ("model-00001-of-00003.safetensors", 1),
         ("model-00002-of-00003.safetensors", 3),
         ("model-00003-of-00003.safetensors", 1),
     ]
 
 
+def test_what_the_new_base_lacks_goes_to_the_last_shard_and_a_shard_without_tensors_is_left_out(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {name: normal((2,)) for name in "abcd"}, shards=[["a"], ["b", "c"], ["d"]])
+    checkpoint = open_checkpoint(tmp_path)
+    names = [shard.name for shard in checkpoint.shards]
+    assert like_checkpoint(checkpoint, [True] * 4, 2) == list(zip(names, [1, 2, 3], strict=True))
+    assert like_checkpoint(checkpoint, [True, True, False, False], 1) == [(names[0], 1), (names[1], 2)]
+    assert like_checkpoint(checkpoint, [False] * 4, 3) == [(names[2], 3)]
+
+
 def test_one_file_of_any_name_becomes_model_safetensors(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {name: normal((2,)) for name in "abc"})
     (tmp_path / "model.safetensors").rename(tmp_path / "foo.safetensors")
-    assert like_checkpoint(open_checkpoint(tmp_path / "foo.safetensors")) == [("model.safetensors", 3)]
+    assert like_checkpoint(open_checkpoint(tmp_path / "foo.safetensors"), [True] * 3, 0) == [("model.safetensors", 3)]
 
 
 def test_one_file_with_an_index_keeps_its_name(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {name: normal((2,)) for name in "abc"})
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
     write_index(tmp_path, {"model-00001-of-00001.safetensors": ["a", "b", "c"]})
-    assert like_checkpoint(open_checkpoint(tmp_path)) == [("model-00001-of-00001.safetensors", 3)]
+    assert like_checkpoint(open_checkpoint(tmp_path), [True] * 3, 0) == [("model-00001-of-00001.safetensors", 3)]
 
 
 def test_by_size_starts_a_shard_where_the_next_tensor_does_not_fit() -> None:

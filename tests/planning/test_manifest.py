@@ -5,13 +5,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.checkpoint.embeddings import embeddings_of
 from paramdelta.errors import MismatchError
-from paramdelta.planning.manifest import Member, Operand, Operation, build_manifest
+from paramdelta.planning.manifest import Member
+from paramdelta.planning.manifest import build_manifest as build
+from paramdelta.planning.policies import Policies
+from paramdelta.planning.recipe import Delta
 from tests.make import Tensors, at_odd_offsets, normal, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from paramdelta.planning.parts import Operand, Operation
 
 ROLES = ("new base", "post", "base")
 TENSORS: Tensors = {
@@ -28,9 +34,14 @@ def members(*checkpoints: Checkpoint, roles: Sequence[str] = ROLES) -> list[Memb
     first = 0
     found = []
     for role, checkpoint in zip(roles, checkpoints, strict=True):
-        found.append(Member(role, checkpoint, first))
+        found.append(Member(role, checkpoint, first, embeddings_of(checkpoint)))
         first += len(checkpoint.shards)
     return found
+
+
+def build_manifest(found: Sequence[Member], alphas: Sequence[float], dtype: str | None = None) -> tuple[Operation, ...]:
+    deltas = [Delta("post", "base", alpha) for alpha in alphas]
+    return build(found, deltas, Policies(), dtype).operations
 
 
 def write(root: Path, tensors: Tensors, shards: int | Sequence[Sequence[str]] = 1) -> Checkpoint:
@@ -59,8 +70,8 @@ def test_every_operand_points_to_its_tensor_however_the_checkpoints_are_split(tm
     operations = build_manifest(members(*checkpoints), [1.0])
     assert len(operations) == len(TENSORS)
     for operation in operations:
-        sources = (TENSORS, post_tensors, base_tensors)[: len(operation.operands)]
-        found = [bytes_at(operand, operation, checkpoints) for operand in operation.operands]
+        sources = (TENSORS, post_tensors, base_tensors)[: len(operation.parts[0].operands)]
+        found = [bytes_at(operand, operation, checkpoints) for operand in operation.parts[0].operands]
         assert found == [tensors[operation.name][2] for tensors in sources], operation.name
 
 
@@ -77,12 +88,12 @@ def test_floats_are_merged_and_everything_else_is_copied_from_the_new_base(tmp_p
     by_name = {made.name: made for made in build_manifest(members(new, post, base), [0.5])}
     for name in ("embed", "norm", "scale", "nothing"):
         assert by_name[name].op == "delta"
-        assert by_name[name].alphas == (0.5,)
-        assert [operand.file for operand in by_name[name].operands] == [0, 1, 2]
+        assert by_name[name].parts[0].alphas == (0.5,)
+        assert [operand.file for operand in by_name[name].parts[0].operands] == [0, 1, 2]
     for name in ("positions", "mask"):
         assert by_name[name].op == "copy"
-        assert by_name[name].alphas == ()
-        assert [operand.file for operand in by_name[name].operands] == [0]
+        assert by_name[name].parts[0].alphas == ()
+        assert [operand.file for operand in by_name[name].parts[0].operands] == [0]
 
 
 def test_integers_and_bools_may_differ_between_the_checkpoints(tmp_path: Path) -> None:
@@ -97,7 +108,7 @@ def test_the_output_has_the_new_bases_dtype_whatever_the_others_have(tmp_path: P
     base = write(tmp_path / "base", {"w": normal((3,), "BF16")})
     (operation,) = build_manifest(members(new, post, base), [1.0])
     assert operation.dtype == "F16"
-    assert [operand.dtype for operand in operation.operands] == ["F16", "F32", "BF16"]
+    assert [operand.dtype for operand in operation.parts[0].operands] == ["F16", "F32", "BF16"]
     assert operation.nbytes == 6
     assert operation.bytes_read == 3 * (2 + 4 + 2)
 
@@ -134,10 +145,10 @@ def test_several_deltas_follow_each_other_in_recipe_order(tmp_path: Path) -> Non
     roles = ("new base", "post 1", "base 1", "post 2", "base 2")
     checkpoints = [write(tmp_path / role, tensors) for role in roles]
     delta, copy = build_manifest(members(*checkpoints, roles=roles), [0.25, -2.0])
-    assert [operand.file for operand in delta.operands] == [0, 1, 2, 3, 4]
-    assert delta.alphas == (0.25, -2.0)
+    assert [operand.file for operand in delta.parts[0].operands] == [0, 1, 2, 3, 4]
+    assert delta.parts[0].alphas == (0.25, -2.0)
     assert delta.bytes_read == 5 * 6
-    assert [operand.file for operand in copy.operands] == [0]
+    assert [operand.file for operand in copy.parts[0].operands] == [0]
 
 
 def test_all_differences_are_listed_at_once_and_by_role(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_several_deltas_have_numbered_roles(triple: Path) -> None:
     deltas = (Delta(str(triple / "post"), str(triple / "base")), Delta(str(triple / "base"), str(triple / "post"), 0.5))
     plan = make_plan(Recipe(str(triple / "new"), deltas))
     assert [source.role for source in plan.inputs] == ["new base", "post 1", "base 1", "post 2", "base 2"]
-    assert plan.operations[0].alphas == (1.0, 0.5)
+    assert plan.operations[0].parts[0].alphas == (1.0, 0.5)
     assert len(plan.files) == 6
     assert plan.bytes_read == 5 * 66 + 16
 
@@ -166,11 +166,13 @@ def test_one_file_among_others_gives_no_sidecars(triple: Path) -> None:
     assert {car.donor for car in plan.sidecars} == {"new base"}
 
 
-def test_a_config_that_tells_loaders_another_dtype_is_warned_of(triple: Path) -> None:
+def test_a_config_that_tells_loaders_another_dtype_is_corrected(triple: Path) -> None:
     (triple / "new/config.json").write_text('{"torch_dtype": "bfloat16"}')
-    assert "config-dtype" in [warning.code for warning in plan_of(triple, dtype="f32").warnings]
+    plan = plan_of(triple, dtype="f32")
+    assert plan.sidecars[0].text == '{\n  "torch_dtype": "float32"\n}\n'
+    assert any('torch_dtype "bfloat16" → "float32"' in warning.message for warning in plan.warnings)
     for dtype in (None, "bf16"):
-        assert "config-dtype" not in [warning.code for warning in plan_of(triple, dtype=dtype).warnings]
+        assert plan_of(triple, dtype=dtype).sidecars[0].text is None
 
 
 @pytest.mark.parametrize("role", ["new", "post", "base"])
@@ -423,7 +425,9 @@ ALTERATIONS = [
     change("tensors.0.op", "copy"),
     change("tensors.0.dtype", "F16"),
     change("tensors.0.shape", [3, 8]),
-    change("tensors.0.alphas", [0.5]),
+    change("tensors.0.parts.0.alphas", [0.5]),
+    change("recipe.policies.vocab", "pad"),
+    change("sidecars.0.text", "{}"),
     change("tensors.0.sources.0.offset", 0),
     change("tensors.0.sources.0.place", 1),
     change("shards.0.name", "evil.safetensors"),

@@ -11,10 +11,9 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from paramdelta.checkpoint import unsupported
+from paramdelta.checkpoint import hub, unsupported
 from paramdelta.checkpoint.discovery import Weights, find_weights
 from paramdelta.checkpoint.files import is_there, open_regular, read_exactly, read_whole
 from paramdelta.checkpoint.header import MAX_HEADER_BYTES, PREFIX_BYTES, Header, parse_header, parse_length
@@ -24,6 +23,7 @@ from paramdelta.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 CONFIG_FILE = "config.json"
 MAX_INDEX_BYTES = 512 << 20
@@ -93,12 +93,12 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Return the checkpoint at `path`: a directory, an index, or one ``.safetensors`` file.
+    """Return the checkpoint at `path`: a directory, an index, one ``.safetensors`` file, or ``org/name[@revision]``.
 
     Raises CheckpointError where files are missing, damaged, or contradict each other (HeaderError where it
     is a header), and UnsupportedCheckpointError where they hold weights in another form than safetensors.
     """
-    path = Path(path)
+    path = hub.locate(path)
     weights = find_weights(path)
     index = _read_index(weights) if weights.is_index else None
     shards: list[Shard] = []

@@ -36,32 +36,72 @@ CHAT_TEMPLATE: Final = ("chat_template.jinja", "chat_template.json")
 GENERATION: Final = ("generation_config.json",)
 
 
+PROCESSOR: Final = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+
+
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """One file to copy: its name in the output, where it comes from, and the role of the checkpoint that gives it."""
+    """One file of the output beside the weights.
+
+    Attributes:
+        name: in the output.
+        source: the file that it comes from.
+        donor: role of the checkpoint that gives it.
+        text: what is written instead of the source's own bytes, where the output needs a correction.
+    """
 
     name: str
     source: Path
     donor: str
     identity: FileIdentity
+    text: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes in the output."""
+        return self.identity.size if self.text is None else len(self.text.encode())
 
 
-def choose_sidecars(post: Checkpoint, new_base: Checkpoint) -> tuple[Sidecar, ...]:
+def choose_sidecars(
+    post: Checkpoint, new_base: Checkpoint, *, posts_tokens: bool = True, code: bool = False
+) -> tuple[Sidecar, ...]:
     """Return the sidecars of a merge of ``post`` onto ``new_base``.
 
     Tokenizer files come all from one checkpoint, since they make sense only together: post, or the new base where
-    post has none. The new base's chat template and generation settings go with its own tokenizer only: post's template
-    may be written inside tokenizer_config.json, where loaders would not look any more.
+    post has none. Chat template and generation settings come from the tokenizer's checkpoint, and post's in any case
+    where that has none: the new base's template would displace one that is written inside post's tokenizer_config.json.
+
+    Args:
+        posts_tokens: whether the output has a row for each of post's tokens; else the tokenizer is the new base's.
+        code: whether the checkpoints' own Python files go along.
 
     Raises:
         CheckpointError: a file is there and cannot be looked at.
     """
     chosen = _present(new_base, FROM_NEW_BASE, "new base")
-    behaviour = [_present(post, names, "post") for names in (TOKENIZER, CHAT_TEMPLATE, GENERATION)]
-    if not behaviour[0]:
-        fallback = [_present(new_base, names, "new base") for names in (TOKENIZER, CHAT_TEMPLATE, GENERATION)]
-        behaviour = [own or other for own, other in zip(behaviour, fallback, strict=True)]
-    return tuple(itertools.chain(chosen, *behaviour))
+    groups = (TOKENIZER, CHAT_TEMPLATE, GENERATION, PROCESSOR)
+    ours, theirs = (
+        [_present(c, names, role) for names in groups] for c, role in ((post, "post"), (new_base, "new base"))
+    )
+    if not posts_tokens:
+        behaviour = theirs
+    elif ours[0]:
+        behaviour = [*ours[:3], ours[3] or theirs[3]]
+    else:
+        behaviour = [own or other for own, other in zip(ours, theirs, strict=True)]
+    files = list(itertools.chain(chosen, *behaviour))
+    if code:
+        donors = (new_base, "new base"), (post, "post") if posts_tokens else (new_base, "new base")
+        scripts = [car for c, role in donors for car in _present(c, remote_code(c), role)]
+        files += {car.name: car for car in reversed(scripts)}.values()  # the new base's where both have one
+    return tuple(files)
+
+
+def remote_code(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the names of the Python files beside the weights, which loaders run if their user trusts them."""
+    if not checkpoint.owns_sidecars:
+        return ()
+    return tuple(sorted(path.name for path in checkpoint.root.glob("*.py") if not path.name.startswith(".")))
 
 
 def _present(checkpoint: Checkpoint, names: tuple[str, ...], donor: str) -> list[Sidecar]:

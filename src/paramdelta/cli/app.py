@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from paramdelta.errors import CancelledError, ParamDeltaError, RecipeError
+from paramdelta.planning.policies import CHOICES, Policies
 from paramdelta.storage.source import IO_CHOICES
 
 if TYPE_CHECKING:
@@ -74,13 +75,73 @@ def _fail(error: ParamDeltaError, *, as_json: bool) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+class _Alpha(click.ParamType):  # type: ignore[type-arg]
+    """A coefficient, or a pattern of tensor names and the coefficient of these."""
+
+    name = "alpha"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, float]:
+        pattern, equals, number = str(value).rpartition("=")
+        try:
+            return (pattern if equals else None), float(number)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor PATTERN=NUMBER", param, ctx)
+
+
 def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say what to merge."""
+    """Add the options that say what to merge, and pass them on as one request."""
+
+    @functools.wraps(command)
+    def wrapped(**options: Any) -> None:
+        names = ("post", "base", "new_base", "dtype", "shard_size", "trust_remote_code")
+        given = {name: options.pop(name) for name in names}
+        policies = {name: options.pop(name) for name in ("vocab", "on_missing", "on_mismatch", "include", "exclude")}
+        alphas = options.pop("alpha")
+
+        def request() -> dict[str, Any]:
+            general = [alpha for pattern, alpha in alphas if pattern is None]
+            by_pattern = {pattern: alpha for pattern, alpha in alphas if pattern is not None}
+            alpha = general[-1] if general else 1.0
+            return {**given, "alpha": alpha, "alphas": by_pattern, "policies": Policies(**policies)}
+
+        command(request=request, **options)
+
     options = [
         click.option("--post", required=True, metavar="P", help="The post-trained checkpoint."),
         click.option("--base", required=True, metavar="B", help="The base that it was trained from."),
         click.option("--new-base", required=True, metavar="N", help="The updated base that gets the delta."),
-        click.option("--alpha", type=float, default=1.0, show_default=True, help="Coefficient of the delta."),
+        click.option(
+            "--alpha",
+            type=_Alpha(),
+            multiple=True,
+            metavar="[PATTERN=]FLOAT",
+            help="Coefficient of the delta, or of tensors whose names match; may be repeated.  [default: 1]",
+        ),
+        click.option("--include", multiple=True, metavar="PATTERN", help="Merge only these tensors; may be repeated."),
+        click.option(
+            "--exclude", multiple=True, metavar="PATTERN", help="Leave these as the new base has them; may be repeated."
+        ),
+        click.option(
+            "--vocab",
+            type=click.Choice(CHOICES["vocab"]),
+            default="error",
+            show_default=True,
+            help="Which rows embeddings and head get where their numbers differ.",
+        ),
+        click.option(
+            "--on-missing",
+            type=click.Choice(CHOICES["on_missing"]),
+            default="error",
+            show_default=True,
+            help="Whose tensor is taken where some have none.",
+        ),
+        click.option(
+            "--on-mismatch",
+            type=click.Choice(CHOICES["on_mismatch"]),
+            default="error",
+            show_default=True,
+            help="Whose tensor is taken where shapes or kinds of dtype differ.",
+        ),
         click.option(
             "--dtype", metavar="DTYPE", help="Output dtype: bf16, f16, f32 or f64.  [default: the new base's]"
         ),
@@ -89,10 +150,40 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             metavar="SIZE",
             help="Most data in one file, like 5GB.  [default: as the new base]",
         ),
+        click.option("--trust-remote-code", is_flag=True, help="Take the checkpoints' own Python files along."),
     ]
     for option in reversed(options):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how merges are carried out, and pass them on as one."""
+
+    @functools.wraps(command)
+    def wrapped(**options: Any) -> None:
+        names = ("memory", "workers", "io", "overwrite", "allow_nonfinite")
+        command(settings={name: options.pop(name) for name in names}, **options)
+
+    options = [
+        click.option(
+            "--memory",
+            metavar="SIZE",
+            help="Most RAM of the whole process.  [default: 400MB, less where little is free]",
+        ),
+        click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Worker threads.  [default: chosen]"),
+        click.option(
+            "--io", type=click.Choice(IO_CHOICES), default="auto", show_default=True, help="How inputs are read."
+        ),
+        click.option("--overwrite", is_flag=True, help="Replace what an earlier merge wrote to OUT."),
+        click.option(
+            "--allow-nonfinite", is_flag=True, help="Publish a result in which elements became infinite or NaN."
+        ),
+        click.option("--quiet", is_flag=True, help="No progress, no warnings."),
+    ]
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -108,29 +199,13 @@ def commands() -> None:
 @commands.command()
 @_recipe_options
 @click.option("-o", "--output", required=True, metavar="OUT", help="Directory to write; must not exist, or be empty.")
-@click.option(
-    "--memory", metavar="SIZE", help="Most RAM of the whole process.  [default: 400MB, less where little is free]"
-)
-@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Worker threads.  [default: chosen]")
-@click.option("--io", type=click.Choice(IO_CHOICES), default="auto", show_default=True, help="How inputs are read.")
-@click.option("--overwrite", is_flag=True, help="Replace what an earlier merge wrote to OUT.")
-@click.option("--allow-nonfinite", is_flag=True, help="Publish a result in which elements became infinite or NaN.")
-@click.option("--quiet", is_flag=True, help="No progress, no warnings.")
+@_run_options
 @_output_options
 def merge(
     *,
-    post: str,
-    base: str,
-    new_base: str,
-    alpha: float,
-    dtype: str | None,
-    shard_size: str | None,
+    request: Callable[[], dict[str, Any]],
     output: str,
-    memory: str | None,
-    workers: int | None,
-    io: str,
-    overwrite: bool,
-    allow_nonfinite: bool,
+    settings: dict[str, Any],
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -149,18 +224,9 @@ def merge(
     with cancel_on_signals() as cancelled:
         result = display.merge_with_progress(
             lambda on_progress: api.merge(
-                post,
-                base,
-                new_base,
-                output,
-                alpha=alpha,
-                dtype=dtype,
-                shard_size=shard_size,
-                memory=memory,
-                workers=workers,
-                io=io,
-                overwrite=overwrite,
-                allow_nonfinite=allow_nonfinite,
+                **request(),
+                output=output,
+                **settings,
                 on_warning=None if quiet else display.show_warning,
                 on_progress=on_progress,
                 cancelled=cancelled,
@@ -181,12 +247,7 @@ def merge(
 @_output_options
 def plan(
     *,
-    post: str,
-    base: str,
-    new_base: str,
-    alpha: float,
-    dtype: str | None,
-    shard_size: str | None,
+    request: Callable[[], dict[str, Any]],
     output: str | None,
     as_json: bool,
 ) -> None:
@@ -194,7 +255,7 @@ def plan(
     from paramdelta import api
     from paramdelta.cli import display
 
-    made = api.plan(post, base, new_base, alpha=alpha, dtype=dtype, shard_size=shard_size)
+    made = api.plan(**request())
     warnings = api.warnings_for(made, output)
     memory = api.estimate_memory(made)
     if as_json:
@@ -238,3 +299,29 @@ def demo(*, output: str | None, as_json: bool) -> None:
         if output is None:
             click.echo("all of it is removed again; paramdelta demo -o DIR keeps it", err=True)
         click.echo(f"checked {result.elements:,} elements against exact arithmetic: all equal, bit for bit")
+
+
+@commands.command()
+@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True)
+@click.option("-o", "--output", metavar="DIR", help="Where outputs go: each below it, by its own name.")
+@click.option("--keep-going", is_flag=True, help="Go on with the other merges where one fails.")
+@_run_options
+@_output_options
+def run(
+    *,
+    recipes: tuple[str, ...],
+    output: str | None,
+    keep_going: bool,
+    settings: dict[str, Any],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Carry out the merges of recipe files (YAML).
+
+    All files are read before the first merge begins. The exit code is the first failure's.
+    """
+    from paramdelta.cli import batch
+
+    code = batch.run(recipes, output, settings, keep_going=keep_going, quiet=quiet, as_json=as_json)
+    if code:
+        sys.exit(code)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from paramdelta.api import MergeResult
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.engine.progress import Progress
-    from paramdelta.planning.plan import Plan, PlanWarning
+    from paramdelta.planning.plan import Plan
+    from paramdelta.planning.warnings import PlanWarning
 
 _SECONDS_BETWEEN_LINES = 5.0
 

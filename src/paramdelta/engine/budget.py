@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Self
 
-    from paramdelta.planning.manifest import Operation
+    from paramdelta.planning.parts import Operation
 
 DEFAULT_MEMORY: Final = 400_000_000
 LARGEST_WINDOW: Final = (8 << 20) - ALIGNMENT
@@ -38,7 +38,7 @@ class Shape:
     """What a plan asks of a worker's memory, whatever the size of its tensors.
 
     Attributes:
-        operands: most source tensors of any operation.
+        operands: most source tensors of any part of an operation.
         bytes_per_byte: most input bytes for one output byte, rounded up.
     """
 
@@ -50,9 +50,10 @@ class Shape:
         """Return the shape of a plan's operations."""
         operands = bytes_per_byte = 1
         for operation in operations:
-            bits = sum(DTYPES[operand.dtype].bits for operand in operation.operands)
-            operands = max(operands, len(operation.operands))
-            bytes_per_byte = max(bytes_per_byte, -(-bits // DTYPES[operation.dtype].bits))
+            for part in operation.parts:
+                bits = sum(DTYPES[operand.dtype].bits for operand in part.operands)
+                operands = max(operands, len(part.operands))
+                bytes_per_byte = max(bytes_per_byte, -(-bits // DTYPES[operation.dtype].bits))
         return cls(operands, bytes_per_byte)
 
     def arena(self, window: int) -> int:

@@ -107,4 +107,5 @@ def last_uses(plan: Plan) -> list[list[int]]:
 
 def files_of(plan: Plan, shard: OutputShard) -> set[int]:
     """Return the places of the input files that an output shard is made from."""
-    return {operand.file for place in shard.operations for operand in plan.operations[place].operands}
+    parts = (part for place in shard.operations for part in plan.operations[place].parts)
+    return {operand.file for part in parts for operand in part.operands}

@@ -53,6 +53,8 @@ def fuse(
 ) -> None:
     """Write new base + sum of alpha (post - base) over ``count`` elements, releasing the GIL.
 
+    Without deltas that converts the new base to another dtype.
+
     Args:
         addresses: shape (2k + 1,), contiguous: where new base, post 1, base 1, post 2, base 2, … start, at any
             alignment. Memory behind them is read unchecked.
@@ -100,7 +102,7 @@ def require_strict_floats() -> None:
 def _kernel(dtypes: tuple[str, ...], alphas: tuple[float, ...], out_dtype: str) -> Kernel:
     if not set(dtypes) | {out_dtype} <= set(MERGEABLE):
         raise ValueError(f"cannot add {', '.join(dtypes)} to {out_dtype}: only {', '.join(MERGEABLE)} can be added")
-    if not alphas or len(dtypes) != 2 * len(alphas) + 1:
+    if len(dtypes) != 2 * len(alphas) + 1:
         raise ValueError(f"{len(alphas)} coefficients do not fit {len(dtypes)} operands")
     formats = np.array([_FORMATS[dtype] for dtype in (*dtypes, out_dtype)], np.int64)
     if alphas != (1.0,):

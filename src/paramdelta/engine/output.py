@@ -28,7 +28,7 @@ from paramdelta.storage import platform
 from paramdelta.storage.sink import FileSink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from paramdelta.checkpoint.sidecars import Sidecar
     from paramdelta.planning.layout import OutputShard
     from paramdelta.planning.plan import Plan
+
+DOCUMENTS: Final = ("recipe.yaml", "README.md")
+"""What every output has beside weights, sidecars and receipt."""
 
 _CHUNK: Final = 1 << 20
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -61,7 +64,7 @@ class OutputDirectory:
         weights = sorted((shard.name for shard in plan.shards), key=SINGLE_FILE.__eq__)
         index = [INDEX_FILE] if plan.layout.index is not None else []
         # Receipt first: whatever a death leaves behind is listed. What makes the output loadable comes last.
-        self._names = [RECEIPT, *(car.name for car in plan.sidecars), *weights, *index]
+        self._names = [RECEIPT, *DOCUMENTS, *(car.name for car in plan.sidecars), *weights, *index]
 
     def __enter__(self) -> Self:
         try:
@@ -113,8 +116,12 @@ class OutputDirectory:
         with refusals(self.path):
             platform.sync_directory(self._staging)
 
-    def publish(self, receipt: dict[str, Any]) -> None:
+    def publish(self, receipt: dict[str, Any], documents: Mapping[str, bytes]) -> None:
         """Give everything its final name, the index last.
+
+        Args:
+            receipt: what the output says of how it was made, every file of it listed.
+            documents: content of each of `DOCUMENTS`.
 
         Raises:
             OutputError: the system refuses; the index is then not in place.
@@ -125,6 +132,8 @@ class OutputDirectory:
                 check_identity(file)
             self._check_sidecars()
             _write_durably(self._staging / RECEIPT, [f"{json.dumps(receipt, indent=2)}\n".encode()])
+            for name in DOCUMENTS:
+                _write_durably(self._staging / name, [documents[name]])
             if self._plan.layout.index is not None:
                 _write_durably(self._staging / INDEX_FILE, [self._plan.layout.index])
             platform.sync_directory(self._staging)
@@ -234,7 +243,7 @@ class OutputDirectory:
 
     def _refuse_full_disk(self, old: Iterable[str]) -> None:
         wanted = sum(shard.size for shard in self._plan.shards) + len(self._plan.layout.index or b"")
-        wanted += sum(car.identity.size for car in self._plan.sidecars)
+        wanted += sum(car.size for car in self._plan.sidecars)
         free = free_space(self.path)
         for name in old:
             with contextlib.suppress(FileNotFoundError):
@@ -266,7 +275,7 @@ class OutputDirectory:
 
 
 def _copy_durably(car: Sidecar, target: Path) -> None:
-    """Copy a sidecar.
+    """Copy a sidecar, or write what the output has instead.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -275,7 +284,8 @@ def _copy_durably(car: Sidecar, target: Path) -> None:
     with open_regular(car.source) as (descriptor, status):
         if FileIdentity.of(status) != car.identity:
             raise InputChangedError("changed since the merge was planned", file=printable(str(car.source)))
-        _write_durably(target, _chunks(descriptor, printable(str(car.source))))
+        content = _chunks(descriptor, printable(str(car.source))) if car.text is None else [car.text.encode()]
+        _write_durably(target, content)
 
 
 def _chunks(descriptor: int, file: str) -> Iterator[bytes]:

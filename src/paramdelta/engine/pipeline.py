@@ -273,16 +273,17 @@ class _Worker(threading.Thread):
     def _compute(self, step: Step, loans: list[Loan]) -> None:
         segment = step.segment
         operation = self._plan.operations[segment.operation]
+        part = operation.parts[segment.part]
         sources = [loans[extent].address + begin for extent, begin in step.operands]
         output = self._output.address + ALIGNMENT + segment.position
-        if operation.op == "copy":
+        if not part.alphas and part.operands[0].dtype == operation.dtype:
             ctypes.memmove(output, sources[0], segment.elements * operation.itemsize)
             return
         counters = self._counters if segment.counted else self._uncounted
         kernels.fuse(
             np.array(sources, dtype=np.uint64),
-            tuple(operand.dtype for operand in operation.operands),
-            operation.alphas,
+            tuple(operand.dtype for operand in part.operands),
+            part.alphas,
             output,
             operation.dtype,
             segment.elements,

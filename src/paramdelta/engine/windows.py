@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from paramdelta.planning.layout import OutputShard
-    from paramdelta.planning.manifest import Operation
+    from paramdelta.planning.parts import Operand, Operation
 
 
 class Window(NamedTuple):
@@ -28,17 +28,19 @@ class Window(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """The elements of one operation that fall into a window.
+    """The elements of one part of an operation that fall into a window.
 
     Attributes:
         operation: place in the plan.
-        first: first element.
+        part: which of its parts.
+        first: first element of that part.
         elements: how many.
         position: where they begin, in bytes from the window's begin; negative where an element begins before it.
         counted: whether this window, not the one before it, counts what these elements turn out to be.
     """
 
     operation: int
+    part: int
     first: int
     elements: int
     position: int
@@ -83,20 +85,23 @@ def segments(window: Window, shard: OutputShard, operations: Sequence[Operation]
         if start >= end:
             break
         operation = operations[shard.first + number]
-        found += _within(shard.first + number, operation, start, begin, end)
+        for part, made in enumerate(operation.parts):
+            found += _within((shard.first + number, part), made.elements, operation.itemsize, start, begin, end)
+            start += made.elements * operation.itemsize
     return found
 
 
-def _within(place: int, operation: Operation, start: int, begin: int, end: int) -> Iterator[Segment]:
-    """Yield the elements of a tensor that begins at ``start`` and touch [begin, end)."""
-    size = operation.itemsize
-    first = max(0, begin - start) // size
-    last = min(operation.elements, -(-(end - start) // size))
-    if first < last and start + first * size < begin:
-        yield Segment(place, first, 1, start + first * size - begin, counted=False)
+def _within(
+    place: tuple[int, int], elements: int, itemsize: int, start: int, begin: int, end: int
+) -> Iterator[Segment]:
+    """Yield those of ``elements``, the first of which begins at ``start``, that touch [begin, end)."""
+    first = max(0, begin - start) // itemsize
+    last = min(elements, -(-(end - start) // itemsize))
+    if first < last and start + first * itemsize < begin:
+        yield Segment(*place, first, 1, start + first * itemsize - begin, counted=False)
         first += 1
     if first < last:
-        yield Segment(place, first, last - first, start + first * size - begin, counted=True)
+        yield Segment(*place, first, last - first, start + first * itemsize - begin, counted=True)
 
 
 def batches(
@@ -120,8 +125,8 @@ def batches(
     steps: list[Step] = []
     filled = 0
     for segment in found:
-        operation = operations[segment.operation]
-        wanted = [_extent(segment, operation, number) for number in range(len(operation.operands))]
+        part = operations[segment.operation].parts[segment.part]
+        wanted = [_extent(segment, operand) for operand in part.operands]
         added = sum(room(extent.file, extent.size) for extent in wanted)
         if steps and filled + added > arena_bytes:
             yield Batch(tuple(extents), tuple(steps))
@@ -132,8 +137,7 @@ def batches(
         yield Batch(tuple(extents), tuple(steps))
 
 
-def _extent(segment: Segment, operation: Operation, number: int) -> Extent:
-    operand = operation.operands[number]
+def _extent(segment: Segment, operand: Operand) -> Extent:
     size = DTYPES[operand.dtype].bits // 8
     return Extent(operand.file, operand.offset + segment.first * size, segment.elements * size)
 

@@ -12,6 +12,7 @@ from paramdelta.errors import MismatchError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+VOCABULARIES: Final = "vocabularies differ in size"
 _MOST_LINES_PER_KIND: Final = 20
 _NUMBER: Final = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,17})(?![0-9])")  # not 007, which would be shown as 7
 
@@ -33,18 +34,30 @@ def refuse(differences: Sequence[Difference]) -> MismatchError:
         by_kind[difference.kind].append(difference)
     for kind, members in by_kind.items():
         lines.append(f"  {kind} ({len(members):,}):")
-        shown = _summarise(members)
+        shown = summarise(members)
         lines += [f"    {line}" for line in shown[:_MOST_LINES_PER_KIND]]
         if len(shown) > _MOST_LINES_PER_KIND:
             lines.append(f"    and {len(shown) - _MOST_LINES_PER_KIND:,} more lines like these")
     return MismatchError(
         "\n".join(lines),
         tensor=differences[0].tensor,
-        remedy="Check that post was trained from base, and that new base has the same architecture as both.",
+        remedy="\n".join(dict.fromkeys(_remedy(kind) for kind in by_kind)),
     )
 
 
-def _summarise(differences: Iterable[Difference]) -> list[str]:
+def _remedy(kind: str) -> str:
+    if kind == VOCABULARIES:
+        return (
+            "Which tokens the output has is a choice to make. --vocab pad: all of them, new ones from post;"
+            " truncate: those that every checkpoint has; new-base or post: those of that one. The tokenizer follows."
+        )
+    return (
+        "Check that post was trained from base, and that new base has the same architecture as both. If it is meant,"
+        " --on-missing, --on-mismatch or --exclude say whose tensors are taken."
+    )
+
+
+def summarise(differences: Iterable[Difference]) -> list[str]:
     """Return a line for each set of names that differ in their numbers alone and in the same way."""
     groups: dict[tuple[tuple[str, ...], str], list[list[int]]] = defaultdict(list)
     for difference in differences:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from paramdelta.checkpoint.checkpoint import Checkpoint
-    from paramdelta.planning.manifest import Operation
+    from paramdelta.planning.parts import Operation
 
 SINGLE_FILE: Final = MODEL_FILE
 INDEX_FILE: Final = MODEL_INDEX
@@ -93,14 +93,22 @@ def build_index(shards: Iterable[OutputShard], operations: Sequence[Operation]) 
     return f"{text}\n".encode()
 
 
-def like_checkpoint(checkpoint: Checkpoint) -> list[tuple[str, int]]:
-    """Return the shards of ``checkpoint`` with the number of tensors in each; one file becomes model.safetensors."""
+def like_checkpoint(checkpoint: Checkpoint, kept: Sequence[bool], added: int) -> list[tuple[str, int]]:
+    """Return the shards of ``checkpoint`` with the number of tensors in each; one file becomes model.safetensors.
+
+    Args:
+        kept: for each of its tensors, whether the output has it. A shard that keeps none is left out.
+        added: how many more the last shard gets.
+    """
     counts = [0] * len(checkpoint.shards)
-    for ref in checkpoint.tensors.values():
-        counts[ref.shard] += 1
+    for ref, has in zip(checkpoint.tensors.values(), kept, strict=True):
+        counts[ref.shard] += has
     if checkpoint.index is None:
-        return [(SINGLE_FILE, sum(counts))]
-    return [(shard.name, count) for shard, count in zip(checkpoint.shards, counts, strict=True)]
+        return [(SINGLE_FILE, sum(counts) + added)]
+    sizes = [(shard.name, count) for shard, count in zip(checkpoint.shards, counts, strict=True) if count]
+    if not sizes:
+        return [(checkpoint.shards[-1].name, added)]
+    return [*sizes[:-1], (sizes[-1][0], sizes[-1][1] + added)]
 
 
 def by_size(operations: Iterable[Operation], most_bytes: int) -> list[tuple[str, int]]:

@@ -3,61 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from paramdelta.checkpoint.dtypes import DTYPES, INTEGERS, WHOLE_FLOATS
-from paramdelta.planning.differences import Difference, refuse
+from paramdelta.checkpoint.dtypes import INTEGERS, WHOLE_FLOATS
+from paramdelta.errors import MismatchError
+from paramdelta.planning.differences import VOCABULARIES, Difference, refuse, summarise
+from paramdelta.planning.parts import Operand, Operation, Part, Source
+from paramdelta.planning.policies import Selection
+from paramdelta.planning.rows import parts_by_rows, rows_of_output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from paramdelta.checkpoint.checkpoint import Checkpoint, TensorRef
-
-
-class Operand(NamedTuple):
-    """Where one source tensor's bytes lie: an input file (its place in the plan), a byte offset, and a dtype."""
-
-    file: int
-    offset: int
-    dtype: str
-
-
-class Operation(NamedTuple):
-    """How one output tensor is made.
-
-    Attributes:
-        op: ``delta`` (new base + Σ alphaᵢ · (postᵢ - baseᵢ)) or ``copy`` (the new base's bytes).
-        dtype: safetensors dtype of the output.
-        operands: for ``delta`` the new base's tensor, then post and base of each delta; for ``copy`` one tensor.
-        alphas: one coefficient per delta.
-    """
-
-    name: str
-    op: str
-    dtype: str
-    shape: tuple[int, ...]
-    operands: tuple[Operand, ...]
-    alphas: tuple[float, ...]
-
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one output element, which no window may cut: the operation's grain."""
-        return DTYPES[self.dtype].bits // 8
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the output tensor."""
-        return self.elements * self.itemsize
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of all operands together."""
-        return self.elements * sum(DTYPES[operand.dtype].bits for operand in self.operands) // 8
+    from paramdelta.checkpoint.checkpoint import Checkpoint
+    from paramdelta.checkpoint.embeddings import Embeddings
+    from paramdelta.planning.policies import Policies
+    from paramdelta.planning.recipe import Delta
 
 
 class Member(NamedTuple):
@@ -66,78 +29,220 @@ class Member(NamedTuple):
     role: str
     checkpoint: Checkpoint
     first_file: int  # place of its first shard among the plan's input files
+    embeddings: Embeddings
+
+
+class Decision(NamedTuple):
+    """What a policy of the user decided: the policy, and a line on each group of tensors."""
+
+    policy: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All operations, in output order: the new base's, then those of tensors that it does not store.
+
+    Attributes:
+        kept: for each of the new base's tensors, in its order, whether the output has it.
+        untied: whether the output has a head of its own beside its embeddings; None where that is no question.
+        rows: rows of the output's embeddings, and ``rows_of_new_base`` of the new base's; None where there are none.
+        adds_rows: whether rows of embeddings or head are added, not only taken.
+    """
+
+    operations: tuple[Operation, ...]
+    kept: tuple[bool, ...]
+    untied: bool | None
+    rows: int | None
+    rows_of_new_base: int | None
+    adds_rows: bool
+    decisions: tuple[Decision, ...]
 
 
 def build_manifest(
-    members: Sequence[Member], alphas: Sequence[float], dtype: str | None = None
-) -> tuple[Operation, ...]:
-    """Return one operation for every tensor, in the new base's order.
+    members: Sequence[Member], deltas: Sequence[Delta], policies: Policies, dtype: str | None = None
+) -> Manifest:
+    """Return one operation for every tensor of the output.
 
     Args:
         members: the new base, then post and base of each delta.
-        alphas: one coefficient per delta.
+        deltas: coefficients, in the same order.
+        policies: what to do where the checkpoints do not fit each other.
         dtype: safetensors dtype of float outputs, or None for the new base's own.
 
     Raises:
-        MismatchError: the checkpoints differ in names, shapes or kinds of dtype; lists all differences at once.
+        MismatchError: the checkpoints differ in names, shapes or kinds of dtype and no policy says what to do; lists
+            all differences at once. Or a pattern matches no tensor.
     """
-    differences = list(_missing(members))
-    coefficients = tuple(alphas)
-    operations = []
-    for name in members[0].checkpoint.tensors:
-        refs = [member.checkpoint.tensors.get(name) for member in members]
-        present = [ref for ref in refs if ref is not None]
-        if len(present) < len(refs):
-            continue
-        difference = _difference(name, members, present)
-        if difference is not None:
-            differences.append(difference)
-        else:
-            operations.append(_operation(name, members, present, coefficients, dtype))
-    if differences:
-        raise refuse(differences)
-    return tuple(operations)
+    builder = _Builder(members, deltas, policies, dtype)
+    stored = members[0].checkpoint.tensors
+    made = {name: builder.operation(name) for name in builder.names()}
+    builder.raise_if_refused()
+    new = [name for name in made if name not in stored]
+    operations = [made[name] for name in [*stored, *new] if name in made]
+    rows = next((each for each in operations if each and each.name in builder.pair.names), None)
+    return Manifest(
+        operations=tuple(operation for operation in operations if operation is not None),
+        kept=tuple(made.get(name) is not None for name in stored),
+        untied=builder.pair.untied,
+        rows=None if rows is None else rows.shape[0],
+        rows_of_new_base=None if rows is None else builder.rows_of_new_base(rows.name),
+        adds_rows=any(each and each.op != "copy" and each.name in builder.pair.names for each in operations),
+        decisions=builder.decisions(),
+    )
 
 
-def _missing(members: Sequence[Member]) -> list[Difference]:
-    tables = {member.role: member.checkpoint.tensors for member in members}
-    if len({frozenset(table) for table in tables.values()}) == 1:
-        return []
-    everything = dict.fromkeys(name for table in tables.values() for name in table)
-    return [
-        Difference("missing from " + ", ".join(absent), name, "")
-        for name in everything
-        if (absent := [role for role, table in tables.items() if name not in table])
-    ]
+class _Pair(NamedTuple):
+    """The names of embeddings and head over all checkpoints, and whether the output stores both of them.
+
+    ``untied`` is None where that is no question: a model without a head, or weights that lack one.
+    """
+
+    names: tuple[str, ...]
+    untied: bool | None
+
+    @classmethod
+    def of(cls, members: Sequence[Member]) -> _Pair:
+        both = [member.embeddings for member in members]
+        found = [*(e.embedding for e in both), *(e.head for e in both)]
+        names = [name for name in found if name is not None]
+        untied = True if any(e.embedding and e.head for e in both) else False if all(e.tied for e in both) else None
+        return cls(tuple(dict.fromkeys(names)), untied)
 
 
-def _difference(name: str, members: Sequence[Member], refs: Sequence[TensorRef]) -> Difference | None:
-    if any(ref.shape != refs[0].shape for ref in refs):
-        return Difference("shapes differ", name, _by_role(members, [list(ref.shape) for ref in refs]))
-    if all(ref.dtype in WHOLE_FLOATS for ref in refs):
-        return None
-    if any(ref.dtype != refs[0].dtype for ref in refs):
-        return Difference("dtypes that cannot be added", name, _by_role(members, [ref.dtype for ref in refs]))
-    if refs[0].dtype not in INTEGERS:
-        return Difference("dtypes that cannot be added", name, f"{refs[0].dtype} in all")
-    return None
+class _Builder:
+    """Makes operations name by name, and collects what does not fit."""
 
+    def __init__(
+        self, members: Sequence[Member], deltas: Sequence[Delta], policies: Policies, dtype: str | None
+    ) -> None:
+        self.pair = _Pair.of(members)
+        self._members = members
+        self._policies = policies
+        self._dtype = dtype
+        self._selection = Selection(policies)
+        self._alphas = [delta.coefficients() for delta in deltas]
+        self._refused: list[Difference] = []
+        self._decided: dict[str, list[Difference]] = defaultdict(list)
 
-def _by_role(members: Sequence[Member], values: Sequence[object]) -> str:
-    return ", ".join(f"{member.role} {value}" for member, value in zip(members, values, strict=True))
+    def names(self) -> Iterator[str]:
+        """Yield every name that the output may have: the new base's first."""
+        new_base = self._members[0].checkpoint.tensors
+        stays_tied = self.pair.untied is False and any(name in new_base for name in self.pair.names)
+        tied_away = self.pair.names if stays_tied else ()
+        everything = dict.fromkeys(name for member in self._members for name in member.checkpoint.tensors)
+        yield from (name for name in everything if name in new_base or name not in tied_away)
 
+    def operation(self, name: str) -> Operation | None:
+        """Return how a tensor is made; None where the output does not have it, or that is yet to be refused."""
+        sources = [self._source(member, name) for member in self._members]
+        if not self._selection.has(name):
+            return self._taken(name, sources[0])
+        present = [source for source in sources if source is not None]
+        if len(present) < len(sources):
+            return self._missing(name, sources)
+        new = present[0]
+        if any(source.shape != new.shape for source in present):
+            return self._reshaped(name, present)
+        if all(source.dtype in WHOLE_FLOATS for source in present):
+            return self._merged(name, present)
+        if new.dtype in INTEGERS and all(source.dtype == new.dtype for source in present):
+            return self._taken(name, new)
+        dtypes = {source.dtype for source in present}
+        values = self._by_role([s.dtype for s in present]) if len(dtypes) > 1 else f"{new.dtype} in all"
+        return self._mismatched(Difference("dtypes that cannot be added", name, values), present)
 
-def _operation(
-    name: str,
-    members: Sequence[Member],
-    refs: Sequence[TensorRef],
-    alphas: tuple[float, ...],
-    dtype: str | None,
-) -> Operation:
-    new = refs[0]
-    operands = [
-        Operand(member.first_file + ref.shard, ref.offset, ref.dtype) for member, ref in zip(members, refs, strict=True)
-    ]
-    if new.dtype not in WHOLE_FLOATS:  # integers and bools are never added
-        return Operation(name, "copy", new.dtype, new.shape, (operands[0],), ())
-    return Operation(name, "delta", dtype or new.dtype, new.shape, tuple(operands), alphas)
+    def _source(self, member: Member, name: str) -> Source | None:
+        """Return what a checkpoint has under a name; where head and embeddings are tied, one for the other."""
+        tensors = member.checkpoint.tensors
+        ref = tensors.get(name)
+        stored = member.embeddings.stored()
+        if ref is None and stored is not None and name in self.pair.names:
+            ref = tensors[stored]
+        return None if ref is None else Source(member.first_file + ref.shard, ref.offset, ref.dtype, ref.shape)
+
+    def rows_of_new_base(self, name: str) -> int | None:
+        """Return how many rows the new base has of embeddings or head, stored or tied."""
+        source = self._source(self._members[0], name)
+        return None if source is None else source.shape[0]
+
+    def _merged(self, name: str, sources: Sequence[Source]) -> Operation:
+        new = sources[0]
+        operands = tuple(Operand(source.file, source.offset, source.dtype) for source in sources)
+        part = Part(math.prod(new.shape), operands, self._alphas_of(name))
+        op = "delta" if name in self._members[0].checkpoint.tensors else "untie"
+        return Operation(name, op, self._dtype or new.dtype, new.shape, (part,))
+
+    def _alphas_of(self, name: str) -> tuple[float, ...]:
+        return tuple(alpha_of(name) for alpha_of in self._alphas)
+
+    def _taken(self, name: str, source: Source | None, like: Source | None = None) -> Operation | None:
+        """Return the operation that takes one checkpoint's tensor, as a float in the dtype that the output has."""
+        if source is None:
+            return None
+        dtype = source.dtype
+        if dtype in WHOLE_FLOATS:
+            dtype = self._dtype or (like.dtype if like is not None and like.dtype in WHOLE_FLOATS else dtype)
+        part = Part(math.prod(source.shape), (Operand(source.file, source.offset, source.dtype),), ())
+        return Operation(name, "copy", dtype, source.shape, (part,))
+
+    def _missing(self, name: str, sources: Sequence[Source | None]) -> Operation | None:
+        absent = ", ".join(m.role for m, source in zip(self._members, sources, strict=True) if source is None)
+        difference = Difference(f"missing from {absent}", name, "")
+        policy = self._policies.on_missing
+        if policy == "error":
+            self._refused.append(difference)
+            return None
+        chosen = {"new-base": sources[0], "post": sources[1] or sources[0], "skip": None}[policy]
+        whose = "left out" if chosen is None else "the new base's" if chosen is sources[0] else "post's"
+        self._decided["on-missing"].append(difference._replace(values=whose))
+        return self._taken(name, chosen, sources[0])
+
+    def _reshaped(self, name: str, sources: Sequence[Source]) -> Operation | None:
+        values = self._by_role([list(source.shape) for source in sources])
+        if not self._has_rows(name) or len({source.shape[1:] for source in sources}) > 1:
+            return self._mismatched(Difference("shapes differ", name, values), sources)
+        difference = Difference(VOCABULARIES, name, values)
+        if self._policies.vocab == "error" or not all(source.dtype in WHOLE_FLOATS for source in sources):
+            self._refused.append(difference)
+            return None
+        new = sources[0]
+        rows = rows_of_output(self._policies.vocab, sources)
+        self._decided["vocab"].append(difference._replace(values=f"{values}; {rows:,} rows in the output"))
+        op = "pad" if rows > new.shape[0] else "truncate" if rows < new.shape[0] else "delta"
+        if name not in self._members[0].checkpoint.tensors:
+            op = "untie"
+        parts = parts_by_rows(rows, sources, self._alphas_of(name))
+        return Operation(name, op, self._dtype or new.dtype, (rows, *new.shape[1:]), parts)
+
+    def _has_rows(self, name: str) -> bool:
+        """Return whether a tensor has a row for each token: embeddings, head, and the head's bias."""
+        return name in self.pair.names or f"{name.removesuffix('.bias')}.weight" in self.pair.names
+
+    def _mismatched(self, difference: Difference, sources: Sequence[Source]) -> Operation | None:
+        policy = self._policies.on_mismatch
+        if policy == "error":
+            self._refused.append(difference)
+            return None
+        chosen = sources[0] if policy == "new-base" else sources[1]
+        whose = "the new base's" if policy == "new-base" else "post's"
+        self._decided["on-mismatch"].append(difference._replace(values=f"{difference.values}; {whose}"))
+        return self._taken(difference.tensor, chosen, sources[0])
+
+    def _by_role(self, values: Sequence[object]) -> str:
+        return ", ".join(f"{member.role} {value}" for member, value in zip(self._members, values, strict=True))
+
+    def raise_if_refused(self) -> None:
+        """Raise the error that lists all differences, or patterns that mean nothing."""
+        if self._refused:
+            raise refuse(self._refused)
+        unused = [*self._selection.unused(), *(text for alphas in self._alphas for text in alphas.unused())]
+        if unused:
+            raise MismatchError(
+                f"no tensor has a name that these patterns match: {', '.join(map(repr, unused))}",
+                remedy="Patterns mean whole names: try '*' at their ends. `paramdelta inspect` lists the names.",
+            )
+
+    def decisions(self) -> tuple[Decision, ...]:
+        """Return what the user's policies decided."""
+        return tuple(Decision(policy, tuple(summarise(found))) for policy, found in self._decided.items())

@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from paramdelta.checkpoint.checkpoint import Checkpoint, FileIdentity, open_checkpoint
-from paramdelta.checkpoint.sidecars import Sidecar, choose_sidecars
+from paramdelta.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, FileIdentity, open_checkpoint
+from paramdelta.checkpoint.embeddings import embeddings_of
+from paramdelta.checkpoint.sidecars import TOKENIZER, Sidecar, choose_sidecars
 from paramdelta.checkpoint.unsupported import refuse_unmergeable
-from paramdelta.checkpoint.wording import listed, quoted
-from paramdelta.errors import RecipeError
+from paramdelta.planning.config import output_config
 from paramdelta.planning.layout import Layout, OutputShard, by_size, lay_out, like_checkpoint
-from paramdelta.planning.manifest import Member, Operand, Operation, build_manifest
+from paramdelta.planning.manifest import Member, build_manifest
+from paramdelta.planning.parts import Operand, Operation, Part
+from paramdelta.planning.policies import Policies
 from paramdelta.planning.recipe import Delta, Recipe
-from paramdelta.planning.units import parse_dtype
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from paramdelta.planning.vocabulary import differing_tokens, has_posts_tokens
+from paramdelta.planning.warnings import PlanWarning, all_warnings
 
 ARITHMETIC: Final = 1
 """Version of the arithmetic and the layout: it rises when the same request would give other bytes."""
@@ -37,13 +37,6 @@ class InputFile(NamedTuple):
     path: str
     identity: FileIdentity
     header_digest: str
-
-
-class PlanWarning(NamedTuple):
-    """Something that the user should know before the merge: a code for scripts, a message for people."""
-
-    code: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +98,17 @@ class Plan:
     def _identity(self) -> dict[str, Any]:
         return {
             "arithmetic": ARITHMETIC,
-            "alphas": [delta.alpha for delta in self.recipe.deltas],
+            "alphas": [[delta.alpha, delta.alphas] for delta in self.recipe.deltas],
+            "policies": asdict(self.recipe.policies),
             "dtype": self.recipe.dtype,
             "shard_size": self.recipe.shard_size,
             "inputs": [
                 [source.digests, [_file_identity(self.files[place]) for place in source.files]]
                 for source in self.inputs
             ],
-            "sidecars": [[car.name, car.donor, car.identity.size, car.identity.mtime_ns] for car in self.sidecars],
+            "sidecars": [
+                [car.name, car.donor, car.identity.size, car.identity.mtime_ns, car.text] for car in self.sidecars
+            ],
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -143,7 +139,10 @@ class Plan:
                     "op": operation.op,
                     "dtype": operation.dtype,
                     "shape": list(operation.shape),
-                    "alphas": list(operation.alphas),
+                    "parts": [
+                        {"elements": part.elements, "alphas": list(part.alphas), "sources": len(part.operands)}
+                        for part in operation.parts
+                    ],
                     "sources": [
                         {
                             "file": self.files[o.file].path,
@@ -151,7 +150,8 @@ class Plan:
                             "offset": o.offset,
                             "dtype": o.dtype,
                         }
-                        for o in operation.operands
+                        for part in operation.parts
+                        for o in part.operands
                     ],
                 }
                 for operation in self.operations
@@ -161,7 +161,13 @@ class Plan:
             ],
             "index": self.layout.index is not None,
             "sidecars": [
-                {"name": car.name, "source": str(car.source), "donor": car.donor, **asdict(car.identity)}
+                {
+                    "name": car.name,
+                    "source": str(car.source),
+                    "donor": car.donor,
+                    "text": car.text,
+                    **asdict(car.identity),
+                }
                 for car in self.sidecars
             ],
             "bytes_read": self.bytes_read,
@@ -178,21 +184,12 @@ class Plan:
         """
         if data.get("digest") != _digest({field: data.get(field) for field in _DIGESTED}):
             raise ValueError("the plan was changed after it was made: its digest does not match")
-        recipe = dict(data["recipe"])
-        recipe["deltas"] = tuple(Delta(**delta) for delta in recipe["deltas"])
         operations = tuple(
-            Operation(
-                entry["name"],
-                entry["op"],
-                entry["dtype"],
-                tuple(entry["shape"]),
-                tuple(Operand(o["place"], o["offset"], o["dtype"]) for o in entry["sources"]),
-                tuple(entry["alphas"]),
-            )
+            Operation(entry["name"], entry["op"], entry["dtype"], tuple(entry["shape"]), _parts_of(entry))
             for entry in data["tensors"]
         )
         plan = cls(
-            recipe=Recipe(**recipe),
+            recipe=_recipe_of(data["recipe"]),
             inputs=tuple(
                 Input(i["role"], i["path"], range(*i["files"]), (i["index_digest"], i["config_digest"]))
                 for i in data["inputs"]
@@ -201,7 +198,7 @@ class Plan:
             operations=operations,
             layout=lay_out(operations, [(s["name"], s["tensors"]) for s in data["shards"]], with_index=data["index"]),
             sidecars=tuple(
-                Sidecar(s["name"], Path(s["source"]), s["donor"], _identity_of(s)) for s in data["sidecars"]
+                Sidecar(s["name"], Path(s["source"]), s["donor"], _identity_of(s), s["text"]) for s in data["sidecars"]
             ),
             warnings=tuple(PlanWarning(**warned) for warned in data["warnings"]),
         )
@@ -214,6 +211,26 @@ def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
+def _recipe_of(data: dict[str, Any]) -> Recipe:
+    deltas = tuple(Delta(**{**delta, "alphas": tuple(map(tuple, delta["alphas"]))}) for delta in data["deltas"])
+    policies: dict[str, Any] = {
+        field: tuple(value) if isinstance(value, list) else value for field, value in data["policies"].items()
+    }
+    return Recipe(**{**data, "deltas": deltas, "policies": Policies(**policies)})
+
+
+def _parts_of(entry: dict[str, Any]) -> tuple[Part, ...]:
+    sources = iter(entry["sources"])
+    return tuple(
+        Part(
+            part["elements"],
+            tuple(Operand(o["place"], o["offset"], o["dtype"]) for o in itertools.islice(sources, part["sources"])),
+            tuple(part["alphas"]),
+        )
+        for part in entry["parts"]
+    )
+
+
 def _identity_of(entry: dict[str, Any]) -> FileIdentity:
     return FileIdentity(entry["dev"], entry["ino"], entry["size"], entry["mtime_ns"])
 
@@ -223,30 +240,36 @@ def _file_identity(file: InputFile) -> list[Any]:
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Return the plan of a merge, from the headers of its inputs alone.
+    """Return the plan of a merge, from headers and sidecars alone.
 
     Raises:
         CheckpointError: an input is missing, damaged or not supported.
-        MismatchError: the checkpoints do not fit each other.
+        MismatchError: the checkpoints do not fit each other, and no policy of the recipe says what to do.
     """
     members, files = _open_members(recipe)
     for checkpoint in {id(member.checkpoint): member.checkpoint for member in members}.values():
         refuse_unmergeable(checkpoint)
-    operations = build_manifest(members, [delta.alpha for delta in recipe.deltas], recipe.dtype)
+    manifest = build_manifest(members, recipe.deltas, recipe.policies, recipe.dtype)
     new_base, post = members[0].checkpoint, members[1].checkpoint
     if recipe.shard_size is None:
-        sizes, with_index = like_checkpoint(new_base), new_base.index is not None
+        added = len(manifest.operations) - sum(manifest.kept)
+        sizes, with_index = like_checkpoint(new_base, manifest.kept, added), new_base.index is not None
     else:
-        sizes = by_size(operations, recipe.shard_size)
+        sizes = by_size(manifest.operations, recipe.shard_size)
         with_index = len(sizes) > 1
+    tokens = differing_tokens(members, recipe.policies, manifest)
+    posts_tokens = has_posts_tokens(members, recipe.policies, manifest)
+    sidecars = choose_sidecars(post, new_base, posts_tokens=posts_tokens, code=recipe.trust_remote_code)
+    post_ids = any(car.name in TOKENIZER and car.donor == "post" for car in sidecars)
+    config = output_config(members, manifest, recipe.dtype, post_ids=post_ids)
     return Plan(
         recipe=recipe,
         inputs=tuple(_as_input(member) for member in members),
         files=files,
-        operations=operations,
-        layout=lay_out(operations, sizes, with_index=with_index),
-        sidecars=choose_sidecars(post, new_base),
-        warnings=tuple(_warnings(members, operations, recipe.dtype)),
+        operations=manifest.operations,
+        layout=lay_out(manifest.operations, sizes, with_index=with_index),
+        sidecars=tuple(replace(car, text=config.text) if car.name == CONFIG_FILE else car for car in sidecars),
+        warnings=tuple(all_warnings(members, manifest, config, tokens, sidecars)),
     )
 
 
@@ -265,7 +288,7 @@ def _open_members(recipe: Recipe) -> tuple[list[Member], tuple[InputFile, ...]]:
             checkpoint = open_checkpoint(path)
             opened[path] = checkpoint, len(files)
             files += [InputFile(str(s.path), s.identity, s.header_digest) for s in checkpoint.shards]
-        members.append(Member(role, *opened[path]))
+        members.append(Member(role, *opened[path], embeddings_of(opened[path][0])))
     return members, tuple(files)
 
 
@@ -273,33 +296,3 @@ def _as_input(member: Member) -> Input:
     checkpoint = member.checkpoint
     files = range(member.first_file, member.first_file + len(checkpoint.shards))
     return Input(member.role, str(checkpoint.path), files, (checkpoint.index_digest, checkpoint.config_digest))
-
-
-def _warnings(members: Sequence[Member], operations: Sequence[Operation], dtype: str | None) -> Iterator[PlanWarning]:
-    for member in members:
-        if member.checkpoint.config is None:
-            message = f"{member.role} has no config.json beside its weights: {member.checkpoint.path}"
-            yield PlanWarning("no-config", message)
-    for one, other in itertools.combinations(members, 2):
-        if one.first_file == other.first_file and {one.role.split()[0], other.role.split()[0]} != {"base"}:
-            yield PlanWarning("same-inputs", f"{one.role} and {other.role} are the same checkpoint: is that meant?")
-    copied = [operation for operation in operations if operation.op == "copy"]
-    if copied:
-        kinds = ", ".join(sorted({operation.dtype for operation in copied}))
-        number = f"{len(copied):,} tensors" if len(copied) > 1 else "1 tensor"
-        message = f"{number} of {kinds} taken from the new base, not added: "
-        yield PlanWarning("integers-copied", message + listed([quoted(operation.name) for operation in copied]))
-    said = _dtype_of_config(members[0].checkpoint)
-    if dtype is not None and said not in {None, dtype}:
-        message = f"the output is {dtype}, its config.json says {said}: loaders that go by it will convert"
-        yield PlanWarning("config-dtype", message)
-
-
-def _dtype_of_config(checkpoint: Checkpoint) -> str | None:
-    """Return the safetensors name of the dtype that config.json tells loaders to use, None where it tells none."""
-    config = checkpoint.config or {}
-    said = config.get("dtype", config.get("torch_dtype"))
-    try:
-        return parse_dtype(said, "dtype") if isinstance(said, str) else None
-    except RecipeError:
-        return None

@@ -5,30 +5,41 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Final, Self
 
 from paramdelta.errors import RecipeError
+from paramdelta.planning.policies import Coefficients, Policies
 from paramdelta.planning.units import parse_dtype, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+_STRICT: Final = Policies()
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One delta, ``alpha * (post - base)``: two checkpoints by path, and its coefficient."""
+    """One delta, ``alpha * (post - base)``: two checkpoints by path, and its coefficient.
+
+    Attributes:
+        alphas: other coefficients by pattern of tensor names; the last pattern that means a name counts.
+    """
 
     post: str
     base: str
     alpha: float = 1.0
+    alphas: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("post", "base"):
             object.__setattr__(self, field, checked_path(getattr(self, field), field))
-        try:
-            alpha = float(self.alpha)  # 2 and 2.0 are one request and have one fingerprint
-        except (TypeError, ValueError, OverflowError):
-            alpha = math.nan
-        if not math.isfinite(alpha):
-            raise RecipeError(f"alpha: must be a finite number, not {self.alpha!r}")
-        object.__setattr__(self, "alpha", alpha)
+        object.__setattr__(self, "alpha", _finite(self.alpha))
+        object.__setattr__(self, "alphas", tuple((pattern, _finite(alpha)) for pattern, alpha in self.alphas))
+
+    def coefficients(self) -> Coefficients:
+        """Return the coefficient for each name."""
+        return Coefficients(self.alpha, self.alphas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +51,16 @@ class Recipe:
         deltas: at least one; post-training sidecars (tokenizer, chat template) come from the first one's post.
         dtype: safetensors name of the output's float dtype, or None for the new base's own.
         shard_size: most bytes of tensor data in one output shard, or None for the new base's own shards.
+        policies: what to do where the checkpoints do not fit each other, and which tensors are merged.
+        trust_remote_code: whether the checkpoints' own Python files go along.
     """
 
     new_base: str
     deltas: tuple[Delta, ...]
     dtype: str | None = None
     shard_size: int | None = None
+    policies: Policies = _STRICT
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "new_base", checked_path(self.new_base, "new-base"))
@@ -64,17 +79,23 @@ class Recipe:
         new_base: str | os.PathLike[str],
         *,
         alpha: float = 1.0,
+        alphas: Mapping[str, float] | None = None,
         dtype: str | None = None,
         shard_size: str | int | None = None,
+        policies: Policies | None = None,
+        trust_remote_code: bool = False,
     ) -> Self:
         """Return the recipe of the main form, ``new_base + alpha * (post - base)``.
 
         Raises:
             RecipeError: a value does not parse; the message names the field.
         """
-        recipe = cls(new_base=os.fspath(new_base), deltas=(Delta(os.fspath(post), os.fspath(base), alpha),))
+        delta = Delta(os.fspath(post), os.fspath(base), alpha, tuple((alphas or {}).items()))
+        recipe = cls(new_base=os.fspath(new_base), deltas=(delta,))
         return replace(
             recipe,
+            policies=policies or Policies(),
+            trust_remote_code=trust_remote_code,
             dtype=None if dtype is None else parse_dtype(dtype, "dtype"),
             shard_size=None if shard_size is None else parse_size(shard_size, "shard-size"),
         )
@@ -82,7 +103,19 @@ class Recipe:
     @property
     def is_exact(self) -> bool:
         """Whether the result is ``post - base + new_base``, rounded once."""
-        return len(self.deltas) == 1 and self.deltas[0].alpha == 1.0
+        alphas = {delta.alpha for delta in self.deltas} | {alpha for delta in self.deltas for _, alpha in delta.alphas}
+        return len(self.deltas) == 1 and alphas == {1.0}
+
+
+def _finite(alpha: object) -> float:
+    """Return a coefficient as a float: 2 and 2.0 are one request and have one fingerprint."""
+    try:
+        number = float(alpha)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RecipeError(f"alpha: must be a finite number, not {alpha!r}")
+    return number
 
 
 def checked_path(path: str | os.PathLike[str], field: str) -> str:

@@ -1,0 +1,79 @@
+"""The model card of an output: a README.md whose front matter the Hub understands, and how the model was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from paramdelta.checkpoint.hub import model_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from paramdelta.planning.plan import Input, Plan
+
+_ABOUT = """\
+# {title}
+
+A merge made with paramdelta, without training: what post-training taught a model was put onto an updated base
+([ParamΔ](https://arxiv.org/abs/2504.21023)).
+
+    {formula}
+
+| | |
+|:--|:--|
+{rows}
+
+{arithmetic}
+
+`recipe.yaml` beside this file makes the same weights again: `paramdelta run recipe.yaml -o OUTPUT`.
+"""
+
+
+def model_card(plan: Plan) -> str:
+    """Return the card: inputs by the names that the Hub or their directories give them, never by their paths."""
+    names = {source.role: input_name(source) for source in plan.inputs}
+    front: dict[str, Any] = {
+        "base_model": list(dict.fromkeys(_without_revision(name) for name in names.values())),
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["merge", "paramdelta", "model-merging"],
+    }
+    deltas = plan.recipe.deltas
+    numbers = [f" {place}" for place in range(1, len(deltas) + 1)] if len(deltas) > 1 else [""]
+    terms = [f"{_factor(delta.alpha)}(post{n} − base{n})" for n, delta in zip(numbers, deltas, strict=True)]
+    exact = "Every element is the exact result, rounded once." if plan.recipe.is_exact else "Accumulated in f64."
+    text: str = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n\n" + _ABOUT.format(
+        title=f"{_plain(plan.inputs[0])} with the post-training of {_plain(plan.inputs[1])}",
+        formula=" ".join(["new base", *terms]),
+        rows="\n".join(f"| {role} | `{name}` |" for role, name in names.items()),
+        arithmetic=exact,
+    )
+
+
+def input_name(source: Input) -> str:
+    """Return what an input is called: a model of the Hub with its commit, or the last part of its path."""
+    model = model_of(Path(source.path))
+    return str(model) if model is not None else Path(source.path).absolute().name
+
+
+def _plain(source: Input) -> str:
+    """Return the last part of an input's name."""
+    return _without_revision(input_name(source)).rpartition("/")[2]
+
+
+def _without_revision(name: str) -> str:
+    return name.partition("@")[0]
+
+
+def _factor(alpha: float) -> str:
+    sign = "−" if alpha < 0 else "+"
+    return f"{sign} " if abs(alpha) == 1.0 else f"{sign} {abs(alpha):g} · "
+
+
+def listed_names(inputs: Iterable[Input]) -> list[dict[str, str]]:
+    """Return role and name of every input, as the receipt has them."""
+    return [{"role": source.role, "name": input_name(source)} for source in inputs]

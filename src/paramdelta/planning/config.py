@@ -1,0 +1,140 @@
+"""config.json of the output: the new base's, corrected only where the output needs it; and how the others' differ."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from paramdelta.checkpoint.embeddings import text_config
+from paramdelta.errors import RecipeError
+from paramdelta.planning.units import parse_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from paramdelta.planning.manifest import Manifest, Member
+
+_TORCH_NAMES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+_TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+COMPARED: Final = (
+    "model_type",
+    "architectures",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "hidden_activation",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "norm_epsilon",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "max_position_embeddings",
+    "sliding_window",
+    "num_experts_per_tok",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "query_pre_attn_scalar",
+    "logit_scale",
+    "embedding_multiplier",
+    "residual_multiplier",
+)
+"""Settings that shapes do not show and on which a model's behaviour depends."""
+
+
+class Correction(NamedTuple):
+    """One setting of config.json that the output changes."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} {json.dumps(self.old)} → {json.dumps(self.new)}"
+
+
+class OutputConfig(NamedTuple):
+    """The output's config.json: its text where it is not the new base's own bytes, and what was corrected."""
+
+    text: str | None
+    corrections: tuple[Correction, ...]
+
+
+def output_config(members: Sequence[Member], manifest: Manifest, dtype: str | None, *, post_ids: bool) -> OutputConfig:
+    """Return the configuration of the output.
+
+    Args:
+        members: the new base, then post and base of each delta.
+        manifest: what the output holds.
+        dtype: safetensors dtype that the user asked for.
+        post_ids: whether the ids of special tokens are post's, since the tokenizer is.
+    """
+    original = members[0].checkpoint.config
+    if original is None:
+        return OutputConfig(None, ())
+    config = copy.deepcopy(dict(original))
+    corrections = tuple(
+        correction
+        for key, value in _wanted(members, manifest, dtype, post_ids=post_ids)
+        if (correction := _set(config, key, value)) is not None
+    )
+    if not corrections:
+        return OutputConfig(None, ())
+    return OutputConfig(json.dumps(config, indent=2, ensure_ascii=False) + "\n", corrections)
+
+
+def _wanted(
+    members: Sequence[Member], manifest: Manifest, dtype: str | None, *, post_ids: bool
+) -> Iterator[tuple[str, Any]]:
+    new_base, post = members[0], members[1]
+    if manifest.untied is not None and new_base.embeddings.says_tied is manifest.untied:
+        yield "tie_word_embeddings", not manifest.untied
+    if manifest.rows is not None and manifest.rows != manifest.rows_of_new_base:
+        yield "vocab_size", manifest.rows
+    if dtype is not None and said_dtype(new_base.checkpoint.config) not in {None, dtype}:
+        yield _dtype_key(new_base.checkpoint.config), _TORCH_NAMES[dtype]
+    theirs = post.checkpoint.config
+    if post_ids and theirs is not None:
+        for key in _TOKEN_IDS:
+            if key in theirs or key in text_config(theirs):
+                yield key, theirs.get(key, text_config(theirs).get(key))
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> Correction | None:
+    """Set a setting wherever the configuration has it, at the top where it has it nowhere."""
+    inner = config.get("text_config")
+    places = [part for part in (config, inner) if isinstance(part, dict) and key in part] or [config]
+    old = places[0].get(key)
+    if all(key in part and part[key] == value for part in places) or (value is None and old is None):
+        return None
+    for part in places:
+        part[key] = value
+    return Correction(key, old, value)
+
+
+def _dtype_key(config: Mapping[str, Any] | None) -> str:
+    return "dtype" if config is not None and "dtype" in config else "torch_dtype"
+
+
+def said_dtype(config: Mapping[str, Any] | None) -> str | None:
+    """Return the safetensors name of the dtype that a config.json tells loaders to use, None where it tells none."""
+    said = (config or {}).get(_dtype_key(config))
+    try:
+        return parse_dtype(said, "dtype") if isinstance(said, str) else None
+    except RecipeError:
+        return None
+
+
+def differing_settings(members: Sequence[Member]) -> Iterator[tuple[str, str]]:
+    """Yield every setting that is not the same in all configurations that there are, and a line that says how."""
+    configs = [(m.role, text_config(m.checkpoint.config)) for m in members if m.checkpoint.config is not None]
+    for key in COMPARED:
+        values = [config.get(key) for _, config in configs]
+        if any(value != values[0] for value in values):
+            shown = ", ".join(f"{role} {json.dumps(value)}" for (role, _), value in zip(configs, values, strict=True))
+            yield key, shown
