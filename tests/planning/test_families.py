@@ -325,3 +325,13 @@ def test_the_layout_of_qwen_7b_with_its_biases_and_shards_of_two_kinds(tmp_path:
         sparse_checkpoint(tmp_path / role, shapes, count)
     plan = plan_of(tmp_path)
     assert (len(plan.operations), len(plan.shards), plan.bytes_written) == (339, 4, 15_231_233_024)
+
+
+def test_a_config_that_is_corrected_can_be_written_whatever_text_it_holds(tmp_path: Path) -> None:
+    for role in ROLES:
+        small(tmp_path, role, {"model_type": "qwen2"}, tied=True)
+    raw = '{"model_type": "qwen2", "note": "\\ud800 \u00e9", "rope_scaling": "' + "x" * 100_000 + '"}'
+    (tmp_path / "new/config.json").write_text(raw, encoding="utf-8")
+    assert all(len(warning.message) < 2_000 for warning in plan_of(tmp_path).warnings)
+    config = json.loads((merged(tmp_path) / "config.json").read_bytes())
+    assert config == json.loads(raw) | {"tie_word_embeddings": True}

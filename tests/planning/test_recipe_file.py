@@ -43,7 +43,7 @@ output: out
     )
     first = Delta("/models/p1", "/models/b1", -0.5, (("*.mlp.*", 1e-3), ("lm_head*", 2.0)))
     policies = Policies("pad", "new-base", "post", ("*",), ("*.bias",))
-    recipe = Recipe("/models/../n", (first, Delta("org/p2@v1", "/b2")), "BF16", 5 * 10**9, policies, True)
+    recipe = Recipe("/models/../n", (first, Delta("hf://org/p2@v1", "/b2")), "BF16", 5 * 10**9, policies, True)
     assert job == Job(recipe, "/models/out", str(FILE), 2)
 
 
@@ -58,8 +58,18 @@ def test_paths_are_relative_to_the_file_and_what_is_there_wins_over_the_hub(tmp_
     (tmp_path / "org/name").mkdir(parents=True)
     (job,) = parsed("{new_base: org/name, post: org/other, base: ~/b}", tmp_path / "r.yaml")
     assert job.recipe.new_base == str(tmp_path / "org/name")
-    assert job.recipe.deltas[0].post == "org/other"
+    assert job.recipe.deltas[0].post == "hf://org/other"
     assert job.recipe.deltas[0].base == str(Path("~/b").expanduser())
+
+
+def test_where_the_program_runs_has_no_say_in_what_a_path_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here/models/post").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    (job,) = parsed("{new_base: n, post: models/post, base: org/b@pr/1}", tmp_path / "r.yaml")
+    assert job.recipe.deltas[0].post == "hf://models/post"
+    assert job.recipe.deltas[0].base == "hf://org/b@pr/1"
 
 
 GOOD = "new_base: n\npost: p\nbase: b\n"
@@ -131,8 +141,8 @@ policies = st.builds(
 def test_a_recipe_that_was_written_is_read_as_it_was(
     deltas: list[tuple[float, dict[str, float]]], dtype: str | None, size: int | None, policies: Policies, code: bool
 ) -> None:
-    made = tuple(Delta("org/post", "org/base", alpha, tuple(alphas.items())) for alpha, alphas in deltas)
-    recipe = Recipe("org/new", made, dtype, size, policies, code)
+    made = tuple(Delta("hf://org/post", "hf://org/base", alpha, tuple(alphas.items())) for alpha, alphas in deltas)
+    recipe = Recipe("hf://org/new@pr/1", made, dtype, size, policies, code)
     (job,) = parsed(write_recipe(recipe, Path("/models")))
     assert job.recipe == recipe
 

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paramdelta.checkpoint.embeddings import text_config
+from paramdelta.checkpoint.wording import clipped
 from paramdelta.errors import RecipeError
 from paramdelta.planning.units import parse_dtype
 
@@ -55,7 +56,12 @@ class Correction(NamedTuple):
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.key} {json.dumps(self.old)} → {json.dumps(self.new)}"
+        return f"{self.key} {_brief(self.old)} → {_brief(self.new)}"
+
+
+def _brief(value: Any) -> str:
+    """Return a setting as JSON that fits into a message."""
+    return clipped(json.dumps(value))
 
 
 class OutputConfig(NamedTuple):
@@ -85,7 +91,7 @@ def output_config(members: Sequence[Member], manifest: Manifest, dtype: str | No
     )
     if not corrections:
         return OutputConfig(None, ())
-    return OutputConfig(json.dumps(config, indent=2, ensure_ascii=False) + "\n", corrections)
+    return OutputConfig(json.dumps(config, indent=2) + "\n", corrections)
 
 
 def _wanted(
@@ -136,5 +142,5 @@ def differing_settings(members: Sequence[Member]) -> Iterator[tuple[str, str]]:
     for key in COMPARED:
         values = [config.get(key) for _, config in configs]
         if any(value != values[0] for value in values):
-            shown = ", ".join(f"{role} {json.dumps(value)}" for (role, _), value in zip(configs, values, strict=True))
+            shown = ", ".join(f"{role} {_brief(value)}" for (role, _), value in zip(configs, values, strict=True))
             yield key, shown

@@ -174,12 +174,17 @@ class _File:
         return bool(node.value == "true")
 
     def path(self, node: yaml.Node, name: str) -> str:
-        """Return a path: one that leads nowhere from the file's directory may be a model of the Hub."""
+        """Return a path: one that leads nowhere from the file's directory may be a model of the Hub.
+
+        Spelled out as such, so that where the program happens to run has no say in it.
+        """
         text = self.text(node, name)
         if not text:
             self.refuse(node, f"{name}: the path is empty")
         beside = self._directory / Path(text).expanduser()
-        return text if name != "output" and _is_hub_name(text) and not os.path.lexists(beside) else str(beside)
+        if name == "output" or not _is_hub_name(text) or os.path.lexists(beside):
+            return str(beside)
+        return f"hf://{text.removeprefix('hf://')}"
 
     def refuse(self, node: yaml.Node, message: str) -> NoReturn:
         raise RecipeError(f"line {node.start_mark.line + 1}: {message}", file=self.name)
@@ -197,9 +202,8 @@ class _File:
 
 
 def _is_hub_name(text: str) -> bool:
-    return text.startswith("hf://") or (
-        text.count("/") == 1 and not text.startswith((".", "/", "~")) and "\\" not in text
-    )
+    plain = not text.startswith((".", "/", "~")) and "\\" not in text
+    return text.startswith("hf://") or (plain and text.partition("@")[0].count("/") == 1)
 
 
 def write_recipe(recipe: Recipe, directory: Path) -> str:

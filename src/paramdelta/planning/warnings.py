@@ -41,9 +41,9 @@ def all_warnings(
     yield from _of_configs(members)
     yield from _of_ties(members, manifest)
     for decision in manifest.decisions:
-        yield PlanWarning(f"{decision.policy}", f"--{decision.policy} decided: {'; '.join(decision.lines)}")
+        yield PlanWarning(decision.policy, f"--{decision.policy} decided: {'; '.join(decision.lines)}")
     if tokens:
-        message = f"{len(tokens):,} ids do not stand for one token in all tokenizers, and their rows are added: "
+        message = f"tokenizers differ where rows are added, in {len(tokens):,} respects (ids and their tokens): "
         yield PlanWarning("tokens-differ", message + summed_up(tokens))
     yield from _of_copies(manifest)
     if config.corrections:

@@ -207,7 +207,7 @@ def allocate(size: int) -> memoryview:
     """Return ``size`` bytes of fresh, page-aligned, writable memory that no file backs.
 
     In huge pages where the system has them, but for the rest behind the last whole one: a device moves a range of
-    scattered small pages in requests of a megabyte or less (virtio takes 254 pieces), twice as slowly as whole ones.
+    scattered small pages in requests of a megabyte or less (virtio takes 254 pieces), which costs speed.
     """
     memory = _anonymous(size + HUGE_PAGE if size >= HUGE_PAGE else max(size, PAGE))
     begin = -address_of(memory) % HUGE_PAGE if size >= HUGE_PAGE else 0
