@@ -217,24 +217,12 @@ def merge(
     not fit each other; 5 the output cannot be written; 6 an input changed; 8 non-finite results; 9 the memory budget is
     too small; 130 or 143 stopped by Ctrl-C or SIGTERM; 1 a bug.
     """
-    from paramdelta import api
     from paramdelta.cli import display
     from paramdelta.cli.signals import cancel_on_signals
+    from paramdelta.planning.recipe import Recipe
 
     with cancel_on_signals() as cancelled:
-        result = display.merge_with_progress(
-            lambda on_progress: api.merge(
-                **request(),
-                output=output,
-                **settings,
-                on_warning=None if quiet else display.show_warning,
-                on_progress=on_progress,
-                cancelled=cancelled,
-            ),
-            quiet=quiet,
-        )
-    if not quiet:
-        display.show_nonfinite(result)
+        result = display.merge_shown(Recipe.of(**request()), output, settings, cancelled, quiet=quiet)
     if as_json:
         click.echo(json.dumps(display.merge_json(result)))
     else:

@@ -15,7 +15,6 @@ from paramdelta.cli.signals import cancel_on_signals
 from paramdelta.errors import CancelledError, ParamDeltaError, RecipeError
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Sequence
 
     from paramdelta.planning.recipe_file import Job
@@ -42,7 +41,10 @@ def run(
     with cancel_on_signals() as cancelled:
         for number, (job, output) in enumerate(jobs, start=1):
             try:
-                reports.append(_merge(job, output, settings, cancelled, quiet=quiet, as_json=as_json))
+                result = display.merge_shown(job.recipe, output, settings, cancelled, quiet=quiet)
+                reports.append(display.merge_json(result))
+                if not as_json:
+                    click.echo(display.merge_line(result))
             except ParamDeltaError as error:
                 code = code or error.exit_code
                 reports.append({"output": output} | error.to_json())
@@ -74,27 +76,6 @@ def _refuse_twins(jobs: Sequence[tuple[Job, str]]) -> None:
             raise RecipeError(
                 f"line {job.line}: has the same output as {twin.file}, line {twin.line}: {output}", file=job.file
             )
-
-
-def _merge(
-    job: Job, output: str, settings: dict[str, Any], cancelled: threading.Event, *, quiet: bool, as_json: bool
-) -> dict[str, Any]:
-    result = display.merge_with_progress(
-        lambda on_progress: api.merge_recipe(
-            job.recipe,
-            output,
-            **settings,
-            on_warning=None if quiet else display.show_warning,
-            on_progress=on_progress,
-            cancelled=cancelled,
-        ),
-        quiet=quiet,
-    )
-    if not quiet:
-        display.show_nonfinite(result)
-    if not as_json:
-        click.echo(display.merge_line(result))
-    return display.merge_json(result)
 
 
 def _report(reports: Sequence[dict[str, Any]], jobs: int, *, as_json: bool) -> None:

@@ -13,20 +13,38 @@ from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.planning.units import format_size
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Sequence
 
     from paramdelta.api import MergeResult
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.engine.progress import Progress
     from paramdelta.planning.plan import Plan
+    from paramdelta.planning.recipe import Recipe
     from paramdelta.planning.warnings import PlanWarning
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-def merge_with_progress(
-    merge: Callable[[Callable[[Progress], None] | None], MergeResult], *, quiet: bool
+def merge_shown(
+    recipe: Recipe, output: str, settings: dict[str, Any], cancelled: threading.Event, *, quiet: bool
 ) -> MergeResult:
+    """Carry a recipe out, with progress, the plan's warnings and non-finite results on standard error."""
+    from paramdelta import api
+
+    def merge(on_progress: Callable[[Progress], None] | None) -> MergeResult:
+        on_warning = None if quiet else show_warning
+        return api.merge_recipe(
+            recipe, output, **settings, on_warning=on_warning, on_progress=on_progress, cancelled=cancelled
+        )
+
+    result = _with_progress(merge, quiet=quiet)
+    if not quiet:
+        _show_nonfinite(result)
+    return result
+
+
+def _with_progress(merge: Callable[[Callable[[Progress], None] | None], MergeResult], *, quiet: bool) -> MergeResult:
     """Run a merge under a progress bar on a terminal, under plain lines elsewhere, under nothing where ``quiet``."""
     if quiet:
         return merge(None)
@@ -104,7 +122,7 @@ def merge_line(result: MergeResult) -> str:
     )
 
 
-def show_nonfinite(result: MergeResult) -> None:
+def _show_nonfinite(result: MergeResult) -> None:
     """Print on standard error which tensors hold new infinities or NaNs."""
     tensors = [
         f"{quoted(name)} ({counts['infinities']:,} Inf, {counts['nans']:,} NaN)"
