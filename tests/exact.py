@@ -29,8 +29,22 @@ if TYPE_CHECKING:
     Codes = NDArray[np.unsignedinteger[Any]]
     Rng = np.random.Generator
 
-UINT: dict[str, Any] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
-FLOAT: dict[str, Any] = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
+UINT: dict[str, Any] = {
+    "BF16": np.uint16,
+    "F16": np.uint16,
+    "F32": np.uint32,
+    "F64": np.uint64,
+    "F8_E5M2": np.uint8,
+    "F8_E4M3": np.uint8,
+}
+FLOAT: dict[str, Any] = {
+    "BF16": ml_dtypes.bfloat16,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+}
 
 SEED = 20250421
 CHUNK = 100_000
@@ -287,7 +301,8 @@ def perform(task: Task) -> tuple[str, int, list[str]]:
 def tasks(scale: float) -> Iterator[Task]:
     """Every comparison of the full run, its sizes multiplied by ``scale``."""
     seeds = itertools.count()
-    for dtype, total in (("BF16", 10**7), ("F16", 10**7), ("F32", 2 * 10**6), ("F64", 2 * 10**6)):
+    totals = {"BF16": 10**7, "F16": 10**7, "F32": 2 * 10**6, "F64": 2 * 10**6, "F8_E4M3": 10**6, "F8_E5M2": 10**6}
+    for dtype, total in totals.items():
         for _ in range(max(1, round(scale * total / CHUNK))):
             yield Task(f"{dtype} throughout", (dtype,) * 3, (), dtype, CHUNK, next(seeds))
     for *dtypes, out in itertools.product(MERGEABLE, repeat=4):

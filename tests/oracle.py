@@ -1,6 +1,6 @@
 """The arithmetic in whole numbers: slow, obvious, and nothing rounds but `round_once`.
 
-Every finite number of the four dtypes is a whole multiple of 2^-1074, the least subnormal of F64. So a finite number is
+Every finite number of these dtypes is a whole multiple of 2^-1074, the least subnormal of F64. So a finite number is
 a Python int here, counting those units; what is not finite is the float inf, -inf or nan.
 """
 
@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FIELDS = {"BF16": (7, 8), "F16": (10, 5), "F32": (23, 8), "F64": (52, 11)}
-CANONICAL_NAN = {"BF16": 0x7FC0, "F16": 0x7E00, "F32": 0x7FC00000, "F64": 0x7FF8000000000000}
+FIELDS = {"BF16": (7, 8), "F16": (10, 5), "F32": (23, 8), "F64": (52, 11), "F8_E5M2": (2, 5), "F8_E4M3": (3, 4)}
+CANONICAL_NAN = {
+    "BF16": 0x7FC0,
+    "F16": 0x7E00,
+    "F32": 0x7FC00000,
+    "F64": 0x7FF8000000000000,
+    "F8_E5M2": 0x7E,
+    "F8_E4M3": 0x7F,
+}
 UNIT = -1074
 
 
@@ -25,7 +32,10 @@ def decode(code: int, dtype: str) -> int | float:
     fraction = code & ((1 << fraction_bits) - 1)
     exponent = (code >> fraction_bits) & ((1 << exponent_bits) - 1)
     sign = -1 if code >> (fraction_bits + exponent_bits) else 1
-    if exponent == (1 << exponent_bits) - 1:
+    if dtype == "F8_E4M3":  # has no infinity, and one NaN of either sign
+        if code & 0x7F == 0x7F:
+            return math.nan
+    elif exponent == (1 << exponent_bits) - 1:
         return math.nan if fraction else sign * math.inf
     if exponent > 0:
         fraction += 1 << fraction_bits
@@ -44,7 +54,7 @@ def round_once(number: int | float, dtype: str) -> int:
     """The bits of the nearest number of a dtype, of two equally near the even one. Zero is +0."""
     fraction_bits, exponent_bits = FIELDS[dtype]
     infinity = ((1 << exponent_bits) - 1) << fraction_bits
-    if number != number:
+    if number != number or (isinstance(number, float) and dtype == "F8_E4M3"):
         return CANONICAL_NAN[dtype]
     sign = (number < 0) << (fraction_bits + exponent_bits)
     if isinstance(number, float):
@@ -58,7 +68,10 @@ def round_once(number: int | float, dtype: str) -> int:
     if 2 * rest > 1 << step or (2 * rest == 1 << step and significand % 2 == 1):
         significand += 1
     # The significand's leading bit, if there is one, adds the 1 that makes an exponent field of a number of steps.
-    return sign | min(((step - least_step) << fraction_bits) + significand, infinity)
+    code = ((step - least_step) << fraction_bits) + significand
+    if dtype == "F8_E4M3":
+        return sign | code if code < 0x7F else CANONICAL_NAN[dtype]
+    return sign | min(code, infinity)
 
 
 def add(terms: Sequence[int | float]) -> int | float:

@@ -1,6 +1,8 @@
 """The arithmetic for any mix of formats, compiled: load, decode, add, round once, apply the bitwise laws, count, store.
 
-A *code* is the bits of a number as an unsigned integer; a *format* is the widths of its fraction and exponent fields.
+A *code* is the bits of a number as an unsigned integer. A *format* is the widths of its fraction and exponent fields,
+and its *top*: the code of the greatest finite number. Above it lie infinity and the NaNs of IEEE 754's formats, and the
+one NaN of E4M3, which has no infinity.
 Codes are decoded to f64, which holds all formats exactly, and encoded by integer arithmetic, so one function serves
 every format. The loops work on blocks that stay in the L1 cache, and each becomes vector instructions.
 `paramdelta.engine.shortcuts` is faster where all operands share a format, and comes here for what it cannot decide.
@@ -19,10 +21,12 @@ from paramdelta.engine.bits import (
     bits64,
     entry,
     float64,
+    load8,
     load16,
     load32,
     load64,
     part,
+    store8,
     store16,
     store32,
     store64,
@@ -120,7 +124,10 @@ def floats_are_strict(tiny: float, ulp: float) -> bool:
 @part
 def load(address: int | np.int64, width: int, size: int, codes: NDArray[np.uint64]) -> None:
     """Read codes of ``width`` bytes from an address of any alignment."""
-    if width == 2:
+    if width == 1:
+        for i in range(size):
+            codes[i] = np.uint64(load8(address, i))
+    elif width == 2:
         for i in range(size):
             codes[i] = np.uint64(load16(address, i))
     elif width == 4:
@@ -134,7 +141,10 @@ def load(address: int | np.int64, width: int, size: int, codes: NDArray[np.uint6
 @part
 def store(codes: NDArray[np.uint64], width: int, size: int, address: int) -> None:
     """Write codes of ``width`` bytes to an address of any alignment."""
-    if width == 2:
+    if width == 1:
+        for i in range(size):
+            store8(address, i, np.uint8(codes[i]))
+    elif width == 2:
         for i in range(size):
             store16(address, i, np.uint16(codes[i]))
     elif width == 4:
@@ -146,7 +156,9 @@ def store(codes: NDArray[np.uint64], width: int, size: int, address: int) -> Non
 
 
 @part
-def decode(codes: NDArray[np.uint64], fraction: int, exponent: int, size: int, values: NDArray[np.float64]) -> None:
+def decode(
+    codes: NDArray[np.uint64], fraction: int, exponent: int, top: int, size: int, values: NDArray[np.float64]
+) -> None:
     """Turn codes of a format into f64, exactly."""
     bias = (1 << (exponent - 1)) - 1
     widen = np.uint64(52 - fraction)
@@ -155,14 +167,14 @@ def decode(codes: NDArray[np.uint64], fraction: int, exponent: int, size: int, v
     rebias = np.uint64((1023 - bias) << 52)
     mask = np.uint64((1 << (fraction + exponent)) - 1)
     least_normal = np.uint64(1 << fraction)
-    infinity = np.uint64(((1 << exponent) - 1) << fraction)
+    greatest = np.uint64(top)
     # The ruler is the power of two whose last bit weighs as much as the format's least subnormal: a subnormal's code
     # becomes the ruler's fraction, and to take the ruler away again is exact.
     ruler = np.uint64((1023 - bias + 53 - fraction) << 52)
     for i in range(size):
         magnitude = codes[i] & mask
         wide = (magnitude << widen) + rebias
-        if magnitude >= infinity:
+        if magnitude > greatest:
             wide = wide | _INFINITY
         if magnitude < least_normal:
             wide = bits64(float64(ruler + magnitude) - float64(ruler))
@@ -170,8 +182,13 @@ def decode(codes: NDArray[np.uint64], fraction: int, exponent: int, size: int, v
 
 
 @part
-def encode(values: NDArray[np.float64], fraction: int, exponent: int, size: int, codes: NDArray[np.uint64]) -> None:
-    """Round f64 to a format, once, to nearest, ties to even. Zero becomes +0, NaN the canonical quiet NaN."""
+def encode(
+    values: NDArray[np.float64], fraction: int, exponent: int, top: int, size: int, codes: NDArray[np.uint64]
+) -> None:
+    """Round f64 to a format, once, to nearest, ties to even. Zero becomes +0, NaN the canonical quiet NaN.
+
+    What is beyond the greatest finite number becomes the code above it: infinity, or E4M3's NaN.
+    """
     bias = (1 << (exponent - 1)) - 1
     narrow = np.uint64(52 - fraction)
     half = (_1 << narrow) >> _1
@@ -180,18 +197,19 @@ def encode(values: NDArray[np.float64], fraction: int, exponent: int, size: int,
     sign = np.uint64(1 << (fraction + exponent))
     rebias = np.uint64((1023 - bias) << fraction)
     least_normal = np.uint64((1024 - bias) << 52)
-    infinity = np.uint64(((1 << exponent) - 1) << fraction)
-    nan = infinity | np.uint64(1 << (fraction - 1))
+    beyond = np.uint64(top + 1)
+    nan = beyond | np.uint64(1 << (fraction - 1))
+    least_nan = max(beyond, np.uint64((((1 << exponent) - 1) << fraction) + 1))
     ruler = np.uint64((1023 - bias + 53 - fraction) << 52)  # as in `decode`: adding it rounds where subnormals end
     for i in range(size):
         wide = bits64(values[i] + 0.0)
         magnitude = wide & _MAGNITUDE
         code = ((magnitude + (half - odd) + ((magnitude >> narrow) & odd)) >> narrow) - rebias
-        code = min(code, infinity)
+        code = min(code, beyond)
         if magnitude < least_normal:
             code = bits64(float64(magnitude) + float64(ruler)) - ruler
-        code = code | ((wide >> to_sign) & sign)
-        codes[i] = nan if magnitude > _INFINITY else code
+        signed = code | ((wide >> to_sign) & sign)
+        codes[i] = nan if magnitude > _INFINITY or code >= least_nan else signed
 
 
 @part
@@ -230,18 +248,21 @@ def settle(
     post: NDArray[np.uint64],
     fraction: int,
     exponent: int,
+    top: int,
     size: int,
     counters: NDArray[np.int64],
 ) -> None:
     """Copy new where nothing changed, post where base has not moved, and count what else is not finite."""
     mask = np.uint64((1 << (fraction + exponent)) - 1)
-    infinity = np.uint64(((1 << exponent) - 1) << fraction)
+    infinity = np.uint64(((1 << exponent) - 1) << fraction)  # an ordinary number in E4M3
+    greatest = np.uint64(top)
     infinities = nans = _0
     for i in range(size):
         magnitude = codes[i] & mask
         computed = np.uint64(changed[i] != _0) & np.uint64(moved[i] != _0)
-        infinities += computed & np.uint64(magnitude == infinity)
-        nans += computed & np.uint64(magnitude > infinity)
+        beyond = computed & np.uint64(magnitude > greatest)
+        infinities += beyond & np.uint64(magnitude == infinity)
+        nans += beyond & np.uint64(magnitude != infinity)
         copy = new[i] if changed[i] == _0 else post[i]
         codes[i] = codes[i] if computed == _1 else copy
     counters[0] += np.int64(infinities)
@@ -276,7 +297,7 @@ def fuse_exact(
 ) -> None:
     """Write post - base + new, rounded once, for elements ``begin`` to ``end``.
 
-    ``formats`` has rows (fraction bits, exponent bits) for new, post, base and the output; ``addresses`` has new, post
+    ``formats`` has rows (fraction bits, exponent bits, top) for new, post, base and the output; ``addresses`` has new, post
     and base; ``codes`` and ``values``, of shape (ROWS, BLOCK), are scratch.
     """
     new, post, base, result, changed, moved = codes[0], codes[1], codes[2], codes[3], codes[4], codes[5]
@@ -284,18 +305,18 @@ def fuse_exact(
     for start in range(begin, end, BLOCK):
         size = min(BLOCK, end - start)
         for j in range(3):
-            fraction, exponent = formats[j, 0], formats[j, 1]
+            fraction, exponent, top = formats[j, 0], formats[j, 1], formats[j, 2]
             width = width_of(fraction, exponent)
             load(np.int64(addresses[j]) + start * width, width, size, codes[j])
-            decode(codes[j], fraction, exponent, size, values[j])
-        fraction, exponent = formats[3, 0], formats[3, 1]
+            decode(codes[j], fraction, exponent, top, size, values[j])
+        fraction, exponent, top = formats[3, 0], formats[3, 1], formats[3, 2]
         width = width_of(fraction, exponent)
         add(values[1], values[2], values[0], fraction < 52, size, values[3])
-        encode(values[3], fraction, exponent, size, result)
+        encode(values[3], fraction, exponent, top, size, result)
         for i in range(size):
             changed[i] = (post[i] ^ base[i]) | lawless
             moved[i] = (new[i] ^ base[i]) | lawless
-        settle(result, changed, moved, new, post, fraction, exponent, size, counters)
+        settle(result, changed, moved, new, post, fraction, exponent, top, size, counters)
         store(result, width, size, out + start * width)
 
 
@@ -324,11 +345,11 @@ def fuse_weighted(
     for start in range(begin, end, BLOCK):
         size = min(BLOCK, end - start)
         for j in range(last):
-            fraction, exponent = formats[j, 0], formats[j, 1]
+            fraction, exponent, top = formats[j, 0], formats[j, 1], formats[j, 2]
             width = width_of(fraction, exponent)
             row = 0 if j == 0 else 2 - j % 2
             load(np.int64(addresses[j]) + start * width, width, size, codes[row])
-            decode(codes[row], fraction, exponent, size, values[row])
+            decode(codes[row], fraction, exponent, top, size, values[row])
             if row == 0:
                 for i in range(size):
                     changed[i] = lawless
@@ -336,8 +357,8 @@ def fuse_weighted(
                 for i in range(size):
                     changed[i] |= post[i] ^ base[i]
                     values[0, i] += alphas[j // 2 - 1] * (values[1, i] - values[2, i])
-        fraction, exponent = formats[last, 0], formats[last, 1]
+        fraction, exponent, top = formats[last, 0], formats[last, 1], formats[last, 2]
         width = width_of(fraction, exponent)
-        encode(values[0], fraction, exponent, size, result)
-        settle(result, changed, moved, new, new, fraction, exponent, size, counters)
+        encode(values[0], fraction, exponent, top, size, result)
+        settle(result, changed, moved, new, new, fraction, exponent, top, size, counters)
         store(result, width, size, out + start * width)

@@ -115,9 +115,11 @@ def _bitcast(source: types.Type, target: types.Type) -> Callable[[Any], Any]:
     return cast("Callable[[Any], Any]", intrinsic(cast_bits))
 
 
+load8 = _loader(types.uint8)
 load16 = _loader(types.uint16)
 load32 = _loader(types.uint32)
 load64 = _loader(types.uint64)
+store8 = _storer(types.uint8)
 store16 = _storer(types.uint16)
 store32 = _storer(types.uint32)
 store64 = _storer(types.uint64)

@@ -27,8 +27,15 @@ if TYPE_CHECKING:
     Counters = NDArray[np.int64]
     Kernel = Callable[[Addresses, int, int, int, Counters], None]
 
-_FORMATS = {"BF16": (7, 8), "F16": (10, 5), "F32": (23, 8), "F64": (52, 11)}
-"""Bits of the fraction and of the exponent."""
+_FORMATS = {
+    "BF16": (7, 8, 0x7F7F),
+    "F16": (10, 5, 0x7BFF),
+    "F32": (23, 8, 0x7F7F_FFFF),
+    "F64": (52, 11, 0x7FEF_FFFF_FFFF_FFFF),
+    "F8_E5M2": (2, 5, 0x7B),
+    "F8_E4M3": (3, 4, 0x7E),  # 448: the bits of infinity and of most NaNs are numbers here (OCP 8-bit float, "FN")
+}
+"""Bits of the fraction and of the exponent, and the code of the greatest finite number."""
 
 _SHORTCUTS = {"BF16": shortcuts.skim_bf16, "F16": shortcuts.skim_f16, "F32": shortcuts.skim_f32}
 """For one dtype throughout."""
