@@ -5,6 +5,7 @@ What needs numba is imported when a merge begins, so that planning and inspectin
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from paramdelta.engine import budget as budgets
 from paramdelta.engine.inputs import require_backend
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
+from paramdelta.engine.progress import Requantised
 from paramdelta.engine.receipt import is_complete, nonfinite_of, read_receipt
 from paramdelta.errors import CancelledError, CheckpointError, NonFiniteError, RecipeError
 from paramdelta.planning.layout import INDEX_FILE
@@ -55,6 +57,9 @@ class MergeResult:
         resumed_shards: shards that an earlier run had already finished.
         nonfinite: new infinities and NaNs by tensor, ``{"infinities": …, "nans": …}``.
         already_complete: nothing was done, since the output was there already.
+        requantised: what was lost by writing block-scaled FP8, None where none was written: ``tensors``,
+            ``relative_error`` (root of the sum of squared errors over that of squared results, in blocks that were not
+            copied), ``worst_tensor`` and its ``worst_relative_error``.
 
     ``workers`` and ``window_bytes`` (bytes of output in one window) are how the budget was used.
     """
@@ -72,6 +77,7 @@ class MergeResult:
     resumed_shards: int
     nonfinite: dict[str, dict[str, int]]
     already_complete: bool
+    requantised: dict[str, Any] | None
 
 
 def inspect(path: str | os.PathLike[str]) -> Checkpoint:
@@ -268,7 +274,10 @@ def _budget(plan: Plan, memory: int | None, workers: int | None) -> budgets.Budg
         (tuple(operand.dtype for operand in part.operands), part.alphas, operation.dtype)
         for operation in plan.operations
         for part in operation.parts
+        if not operation.is_scaled
     }
+    if any(operation.is_scaled for operation in plan.operations):
+        kernels.prepare_scaled()
     kernels.prepare(each for each in combinations if each[0] != each[2:])  # bytes that are only copied need none
     used = psutil.Process().memory_info().rss
     return budgets.decide(memory, workers, budgets.Shape.of(plan.operations), used, platform.peak_rss())
@@ -289,10 +298,12 @@ def _result(path: Path, plan: Plan, started: float, outcome: Outcome, budget: bu
         resumed_shards=0,
         nonfinite=_counts(outcome),
         already_complete=False,
+        requantised=_losses(outcome),
     )
 
 
 def _already_complete(path: Path, plan: Plan, started: float) -> MergeResult:
+    receipt = read_receipt(path)
     return MergeResult(
         output=str(path),
         tensors=len(plan.operations),
@@ -305,13 +316,33 @@ def _already_complete(path: Path, plan: Plan, started: float) -> MergeResult:
         workers=0,
         window_bytes=0,
         resumed_shards=0,
-        nonfinite=nonfinite_of(read_receipt(path)),
+        nonfinite=nonfinite_of(receipt),
         already_complete=True,
+        requantised=receipt.get("requantised") if receipt is not None else None,
     )
 
 
 def _counts(outcome: Outcome) -> dict[str, dict[str, int]]:
     return {name: {"infinities": n.infinities, "nans": n.nans} for name, n in outcome.nonfinite.items()}
+
+
+def _losses(outcome: Outcome) -> dict[str, Any] | None:
+    """Return what requantisation lost, relative to the results."""
+    tensors = outcome.requantised
+    if not tensors:
+        return None
+    worst = max(tensors, key=_relative_error)
+    whole = Requantised("", *(math.fsum(sums) for sums in zip(*(each[1:] for each in tensors), strict=True)))
+    return {
+        "tensors": len(tensors),
+        "relative_error": _relative_error(whole),
+        "worst_tensor": worst.tensor,
+        "worst_relative_error": _relative_error(worst),
+    }
+
+
+def _relative_error(lost: Requantised) -> float:
+    return math.sqrt(lost.error / lost.size) if lost.size else 0.0
 
 
 def _nonfinite(outcome: Outcome) -> NonFiniteError:
@@ -373,6 +404,7 @@ def _receipt(plan: Plan, outcome: Outcome, documents: dict[str, bytes]) -> dict[
         "tensors": len(plan.operations),
         "files": files,
         "nonfinite": _counts(outcome),
+        "requantised": _losses(outcome),
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from paramdelta.checkpoint.checkpoint import open_checkpoint
+from paramdelta.checkpoint.scaling import scaling_of
 from paramdelta.checkpoint.unsupported import refuse_unmergeable
 from paramdelta.errors import CheckpointError, UnsupportedCheckpointError
 from tests.make import Tensor, byte_count, normal, write_checkpoint
@@ -100,7 +101,7 @@ def refusal(
 ) -> UnsupportedCheckpointError | None:
     checkpoint = open_checkpoint(write_checkpoint(root, {"norm.weight": normal((4,)), **tensors}, config=config))
     try:
-        refuse_unmergeable(checkpoint)
+        refuse_unmergeable(checkpoint, scaling_of(checkpoint))
     except UnsupportedCheckpointError as error:
         return error
     return None
@@ -144,7 +145,7 @@ PACKED: dict[str, tuple[dict[str, Tensor], str, str]] = {
         "q.weight_packed",
         "compressed-tensors",
     ),
-    "fp8": ({"q.weight": tensor("F8_E4M3", 8, 8), "q.weight_scale_inv": tensor("F32", 1, 1)}, "q.weight", "F8_E4M3"),
+    "fp8": ({"q.weight": tensor("F8_E4M3", 8, 8), "q.weight_scale_inv": tensor("F32", 1, 1)}, "q.weight", "FP8"),
     "fp8 scales first": ({"q.weight_scale_inv": tensor("F32", 1, 1)}, "q.weight_scale_inv", "FP8"),
     "fp4": ({"q.weight": tensor("F4", 8, 8)}, "q.weight", "F4"),
     "int8": ({"q.weight": tensor("I8", 8, 8)}, "q.weight", "I8"),

@@ -6,6 +6,7 @@ import pytest
 
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.checkpoint.embeddings import embeddings_of
+from paramdelta.checkpoint.scaling import scaling_of
 from paramdelta.errors import MismatchError
 from paramdelta.planning.manifest import Member
 from paramdelta.planning.manifest import build_manifest as build
@@ -34,7 +35,7 @@ def members(*checkpoints: Checkpoint, roles: Sequence[str] = ROLES) -> list[Memb
     first = 0
     found = []
     for role, checkpoint in zip(roles, checkpoints, strict=True):
-        found.append(Member(role, checkpoint, first, embeddings_of(checkpoint)))
+        found.append(Member(role, checkpoint, first, embeddings_of(checkpoint), scaling_of(checkpoint)))
         first += len(checkpoint.shards)
     return found
 
@@ -159,7 +160,7 @@ def test_all_differences_are_listed_at_once_and_by_role(tmp_path: Path) -> None:
             "only.new": normal((1,)),
             "shape": normal((2, 3)),
             "kind": normal((4,)),
-            "small": ("F8_E4M3", (2,), bytes(2)),
+            "small": ("F8_E4M3FNUZ", (2,), bytes(2)),
             "zero": ("BF16", (0,), b""),
         },
     )
@@ -170,7 +171,7 @@ def test_all_differences_are_listed_at_once_and_by_role(tmp_path: Path) -> None:
             "only.post": normal((1,)),
             "shape": normal((2, 3)),
             "kind": ("I16", (4,), bytes(8)),
-            "small": ("F8_E4M3", (2,), bytes(2)),
+            "small": ("F8_E4M3FNUZ", (2,), bytes(2)),
             "zero": ("BF16", (1,), bytes(2)),
         },
     )
@@ -180,7 +181,7 @@ def test_all_differences_are_listed_at_once_and_by_role(tmp_path: Path) -> None:
             "fine": normal((2,)),
             "shape": normal((3, 2)),
             "kind": normal((4,)),
-            "small": ("F8_E4M3", (2,), bytes(2)),
+            "small": ("F8_E4M3FNUZ", (2,), bytes(2)),
             "zero": ("BF16", (0,), b""),
         },
     )
@@ -195,7 +196,7 @@ def test_all_differences_are_listed_at_once_and_by_role(tmp_path: Path) -> None:
         "shape: new base [2, 3], post [2, 3], base [3, 2]",
         "zero: new base [0], post [1], base [0]",
         "kind: new base BF16, post I16, base BF16",
-        "small: F8_E4M3 in all",
+        "small: F8_E4M3FNUZ in all",
     ):
         assert line in text
     assert "fine" not in text

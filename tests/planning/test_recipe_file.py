@@ -35,6 +35,7 @@ shard_size: 5GB
 vocab: pad
 on_missing: new-base
 on_mismatch: post
+fp8: requantise
 include: ["*"]
 exclude: "*.bias"
 trust_remote_code: true
@@ -42,7 +43,7 @@ output: out
 """
     )
     first = Delta("/models/p1", "/models/b1", -0.5, (("*.mlp.*", 1e-3), ("lm_head*", 2.0)))
-    policies = Policies("pad", "new-base", "post", ("*",), ("*.bias",))
+    policies = Policies("pad", "new-base", "post", "requantise", ("*",), ("*.bias",))
     recipe = Recipe("/models/../n", (first, Delta("hf://org/p2@v1", "/b2")), "BF16", 5 * 10**9, policies, True)
     assert job == Job(recipe, "/models/out", str(FILE), 2)
 

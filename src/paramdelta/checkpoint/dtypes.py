@@ -61,7 +61,10 @@ DTYPES: Mapping[str, DType] = MappingProxyType(
 """Every dtype that safetensors 0.8 reads, by name."""
 
 WHOLE_FLOATS = frozenset(dtype.name for dtype in DTYPES.values() if dtype.is_float and dtype.bits >= 16)
-"""Names of the floating-point types that need no scale to mean something: BF16, F16, F32, F64."""
+"""Names of the floating-point types that weights have as they are: BF16, F16, F32, F64."""
+
+ADDABLE = WHOLE_FLOATS | {"F8_E4M3", "F8_E5M2"}
+"""Names of the floating-point types that can be added element by element; FP8 with its scales, where it has some."""
 
 INTEGERS = frozenset(dtype.name for dtype in DTYPES.values() if not dtype.is_float and dtype.name != "C64")
 """Names of the integer types, BOOL included."""

@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from paramdelta.checkpoint.dtypes import DTYPES, WHOLE_FLOATS
+from paramdelta.checkpoint.dtypes import ADDABLE, DTYPES, WHOLE_FLOATS
+from paramdelta.checkpoint.scaling import blocks_of, quantization_settings
 from paramdelta.checkpoint.wording import clipped, printable, quoted
 from paramdelta.errors import CheckpointError, UnsupportedCheckpointError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paramdelta.checkpoint.checkpoint import Checkpoint, TensorRef
+    from paramdelta.checkpoint.scaling import Scaling
 
 _MERGE_ADAPTER = (
     "Merge the adapter into its base first: load both with PEFT, call merge_and_unload(), then "
@@ -26,6 +28,10 @@ _MERGE_ADAPTER = (
 _CONVERT = (
     "Convert to safetensors first: load the model with transformers and save it with "
     "save_pretrained(directory, safe_serialization=True)."
+)
+_SCALED = (
+    "Block-scaled FP8 is merged where config.json describes it: quant_method fp8, weight_block_size, fmt e4m3, dynamic"
+    " activations. "
 )
 _ORIGINAL_WEIGHTS = "Use the unquantised weights that it was made from, or dequantise it and save it as bf16."
 _UNGGUF = "Use the original safetensors weights; a GGUF file would have to be dequantised and converted back first."
@@ -149,21 +155,25 @@ _ADAPTER_LEAVES = ("weight", "lora_embedding_a", "lora_embedding_b", "lora_a", "
 _COMPANION_ENDINGS = tuple(f".{name}" for name in _COMPANION_NAMES)
 
 
-def refuse_unmergeable(checkpoint: Checkpoint) -> None:
-    """Return where `checkpoint` holds plain weights, element by element.
+def refuse_unmergeable(checkpoint: Checkpoint, scaling: Scaling) -> None:
+    """Return where `checkpoint` holds weights that can be added element by element, scaled by block or not at all.
 
-    Raises UnsupportedCheckpointError for quantised weights, recognised by config.json, by dtype or by name,
-    whose integers and scales mean nothing apart from each other; and for adapters that were not merged in.
+    Raises UnsupportedCheckpointError for weights quantised in other ways, recognised by config.json, by dtype or by
+    name, whose integers and scales mean nothing apart from each other; and for adapters that were not merged in.
     """
     _refuse_quantization_config(checkpoint)
     tensors = checkpoint.tensors
+    known = {*scaling.scales, *scaling.scales.values()}
     for name, ref in tensors.items():
+        if name in known:
+            continue
         if ".lora_" in name.lower() or ref.dtype not in WHOLE_FLOATS or name.endswith(_COMPANION_ENDINGS):
             form = _form(name, ref, tensors)
             if form == "LoRA":
                 _refuse_tensor(checkpoint, name, ref, "a LoRA adapter that is not merged in", _MERGE_ADAPTER)
             if form is not None:
-                _refuse_tensor(checkpoint, name, ref, f"quantised weights ({form})", _ORIGINAL_WEIGHTS)
+                remedy = (_SCALED if "FP8" in form else "") + _ORIGINAL_WEIGHTS
+                _refuse_tensor(checkpoint, name, ref, f"quantised weights ({form})", remedy)
 
 
 def _form(name: str, ref: TensorRef, tensors: Mapping[str, TensorRef]) -> str | None:
@@ -177,6 +187,8 @@ def _form(name: str, ref: TensorRef, tensors: Mapping[str, TensorRef]) -> str | 
         return _PACKED_NAMES[leaf]
     if ".quant_state." in name:
         return "bitsandbytes"
+    if ref.dtype in ADDABLE - WHOLE_FLOATS:
+        return "FP8 with scales" if _has_scales(name, tensors) else None
     if DTYPES[ref.dtype].is_float and DTYPES[ref.dtype].bits <= 8:
         return ref.dtype
     if leaf.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in tensors:
@@ -184,6 +196,13 @@ def _form(name: str, ref: TensorRef, tensors: Mapping[str, TensorRef]) -> str | 
     if leaf == "weight" and len(ref.shape) >= 2 and ref.dtype in _INTEGERS:
         return "bitsandbytes" if f"{name}.absmax" in tensors else ref.dtype
     return None
+
+
+def _has_scales(name: str, tensors: Mapping[str, TensorRef]) -> bool:
+    """Return whether an FP8 tensor has a companion by which its numbers are to be multiplied."""
+    module = name.rpartition(".")[0]
+    companions = (f"{name}_scale", f"{name}_scale_inv", f"{module}.scale", f"{module}.scale_weight")
+    return "scaled_fp8" in tensors or any(companion in tensors for companion in companions)
 
 
 def _refuse_tensor(checkpoint: Checkpoint, name: str, ref: TensorRef, what: str, remedy: str) -> NoReturn:
@@ -197,17 +216,13 @@ def _refuse_tensor(checkpoint: Checkpoint, name: str, ref: TensorRef, what: str,
 
 
 def _refuse_quantization_config(checkpoint: Checkpoint) -> None:
-    config: Mapping[str, Any] = checkpoint.config or {}
-    # Models of several parts keep the language model's configuration one level down.
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        settings = part.get("quantization_config")
-        settings = part.get("compression_config") if settings is None else settings
-        if settings is None:
+    for (*_, key), settings in quantization_settings(checkpoint.config):
+        if key == "quantization_config" and blocks_of(settings) is not None:
             continue
-        named = isinstance(settings, dict) and "quant_method" in settings
-        method = quoted(str(settings["quant_method"])) if named else "quantization_config"
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
         raise UnsupportedCheckpointError(
-            f"quantised weights ({method}) cannot be merged",
+            f"quantised weights ({quoted(str(method)) if method is not None else key}) cannot be merged",
             file=printable(str(checkpoint.root / "config.json")),
-            remedy=f"{_ORIGINAL_WEIGHTS} If the weights are plain already, remove quantization_config.",
+            remedy=f"{_SCALED if method == 'fp8' else ''}{_ORIGINAL_WEIGHTS}"
+            " If the weights are plain already, remove quantization_config.",
         )

@@ -95,7 +95,8 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(**options: Any) -> None:
         names = ("post", "base", "new_base", "dtype", "shard_size", "trust_remote_code")
         given = {name: options.pop(name) for name in names}
-        policies = {name: options.pop(name) for name in ("vocab", "on_missing", "on_mismatch", "include", "exclude")}
+        named = ("vocab", "on_missing", "on_mismatch", "fp8", "include", "exclude")
+        policies = {name: options.pop(name) for name in named}
         alphas = options.pop("alpha")
 
         def request() -> dict[str, Any]:
@@ -141,6 +142,13 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             default="error",
             show_default=True,
             help="Whose tensor is taken where shapes or kinds of dtype differ.",
+        ),
+        click.option(
+            "--fp8",
+            type=click.Choice(CHOICES["fp8"]),
+            default="dequantise",
+            show_default=True,
+            help="How weights are written that the new base has in block-scaled FP8: in bf16, or in FP8 again.",
         ),
         click.option(
             "--dtype", metavar="DTYPE", help="Output dtype: bf16, f16, f32 or f64.  [default: the new base's]"

@@ -297,8 +297,8 @@ def fuse_exact(
 ) -> None:
     """Write post - base + new, rounded once, for elements ``begin`` to ``end``.
 
-    ``formats`` has rows (fraction bits, exponent bits, top) for new, post, base and the output; ``addresses`` has new, post
-    and base; ``codes`` and ``values``, of shape (ROWS, BLOCK), are scratch.
+    ``formats`` has rows (fraction bits, exponent bits, top) for new, post, base and the output; ``addresses`` has new,
+    post and base; ``codes`` and ``values``, of shape (ROWS, BLOCK), are scratch.
     """
     new, post, base, result, changed, moved = codes[0], codes[1], codes[2], codes[3], codes[4], codes[5]
     lawless = np.uint64(not one_format(formats))

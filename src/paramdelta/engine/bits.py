@@ -73,7 +73,7 @@ def part(function: Callable[P, R]) -> Callable[P, R]:
 
 @cache
 def _source_digest() -> str:
-    sources = (Path(__file__).with_name(name) for name in ("bits.py", "arithmetic.py", "shortcuts.py"))
+    sources = (Path(__file__).with_name(name) for name in ("bits.py", "arithmetic.py", "shortcuts.py", "scaled.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 

@@ -38,27 +38,46 @@ class Shape:
     """What a plan asks of a worker's memory, whatever the size of its tensors.
 
     Attributes:
-        operands: most source tensors of any part of an operation.
+        operands: most ranges that any part of an operation is read from: source tensors, and their scales.
         bytes_per_byte: most input bytes for one output byte, rounded up.
+        grain: most bytes of output that are made together, or not at all.
+        edges: most bytes of scales that a window needs beyond those of its share.
     """
 
     operands: int
     bytes_per_byte: int
+    grain: int = 1
+    edges: int = 0
 
     @classmethod
     def of(cls, operations: Iterable[Operation]) -> Self:
         """Return the shape of a plan's operations."""
-        operands = bytes_per_byte = 1
+        operands = bytes_per_byte = grain = 1
+        edges = 0
         for operation in operations:
+            grain = max(grain, operation.grain * operation.itemsize)
             for part in operation.parts:
+                if not part.operands:
+                    continue
+                scales = [operand.scale for operand in part.operands if operand.scale is not None]
                 bits = sum(DTYPES[operand.dtype].bits for operand in part.operands)
-                operands = max(operands, len(part.operands))
-                bytes_per_byte = max(bytes_per_byte, -(-bits // DTYPES[operation.dtype].bits))
-        return cls(operands, bytes_per_byte)
+                bits_of_scales = sum(8 * scale.rows * scale.row_bytes for scale in scales)
+                share = -(-(bits * part.elements + bits_of_scales) // max(1, part.elements))
+                operands = max(operands, len(part.operands) + len(scales))
+                bytes_per_byte = max(bytes_per_byte, -(-share // DTYPES[operation.dtype].bits))
+                edges = max(edges, sum(2 * scale.row_bytes for scale in scales))
+        return cls(operands, bytes_per_byte, grain, edges)
+
+    @property
+    def least_window(self) -> int:
+        """Bytes of the smallest window that is of use: whole grains fit into it, wherever the first one begins."""
+        grains = -(-self.grain // ALIGNMENT) * ALIGNMENT + 2 * ALIGNMENT
+        return max(SMALLEST_WINDOW, grains)
 
     def arena(self, window: int) -> int:
         """Return the bytes that the inputs of one window take, read into a buffer or mapped, whole blocks of each."""
-        return self.bytes_per_byte * (window + 2 * ALIGNMENT) + self.operands * 3 * max(ALIGNMENT, PAGE)
+        slack = self.operands * 3 * max(ALIGNMENT, PAGE) + self.edges
+        return self.bytes_per_byte * (window + 2 * ALIGNMENT) + slack
 
     def worker(self, window: int) -> int:
         """Return the bytes of RAM that one worker takes: inputs, and the window with a page of slack on either side."""
@@ -100,7 +119,7 @@ def decide(memory: int | None, workers: int | None, shape: Shape, used: int, pea
     Raises:
         BudgetError: the memory is too small; the message names the least that works.
     """
-    least = max(peak, used + RESERVE + (workers or 1) * shape.worker(SMALLEST_WINDOW))
+    least = max(peak, used + RESERVE + (workers or 1) * shape.worker(shape.least_window))
     if memory is None:
         memory = max(least, min(DEFAULT_MEMORY, available_memory() // 4))
     if memory < least:
@@ -112,11 +131,12 @@ def decide(memory: int | None, workers: int | None, shape: Shape, used: int, pea
         )
     free = memory - used - RESERVE
     chosen = workers or default_workers()
-    while workers is None and chosen > 1 and chosen * shape.worker(COMFORTABLE_WINDOW) > free:
+    comfortable = max(COMFORTABLE_WINDOW, shape.least_window)
+    while workers is None and chosen > 1 and chosen * shape.worker(comfortable) > free:
         chosen -= 1
-    window = LARGEST_WINDOW
-    while window > SMALLEST_WINDOW and chosen * shape.worker(window) > free:
-        window = (window + ALIGNMENT) // 2 - ALIGNMENT
+    window = max(LARGEST_WINDOW, shape.least_window)
+    while window > shape.least_window and chosen * shape.worker(window) > free:
+        window = max((window + ALIGNMENT) // 2 - ALIGNMENT, shape.least_window)
     return Budget.of(memory, chosen, window, shape)
 
 

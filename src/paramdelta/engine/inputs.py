@@ -108,4 +108,4 @@ def last_uses(plan: Plan) -> list[list[int]]:
 def files_of(plan: Plan, shard: OutputShard) -> set[int]:
     """Return the places of the input files that an output shard is made from."""
     parts = (part for place in shard.operations for part in plan.operations[place].parts)
-    return {operand.file for part in parts for operand in part.operands}
+    return {file for part in parts for operand in part.operands for file in operand.files}

@@ -10,18 +10,23 @@ Elsewhere an exact zero is +0 and a NaN is the canonical quiet one, so that ever
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from paramdelta.engine import arithmetic, shortcuts
+from paramdelta.checkpoint.dtypes import DTYPES
+from paramdelta.checkpoint.scaling import Blocks
+from paramdelta.engine import arithmetic, scaled, shortcuts
 from paramdelta.errors import ParamDeltaError
+from paramdelta.planning.parts import Operand
 from paramdelta.storage import platform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
+
+    from paramdelta.planning.parts import Scale
 
     Addresses = NDArray[np.uint64]
     Counters = NDArray[np.int64]
@@ -47,6 +52,21 @@ _STRETCH = 16 * arithmetic.BLOCK
 
 MERGEABLE: tuple[str, ...] = tuple(_FORMATS)
 """The safetensors dtypes that can be added, in any mix."""
+
+
+class Places(NamedTuple):
+    """Where in memory matrices would begin, and their scales (0 where there are none), were all of them there."""
+
+    matrices: tuple[int, ...]
+    scales: tuple[int, ...]
+
+
+class Band(NamedTuple):
+    """What came of one row of blocks: the bytes of its scales; the sums of squares of errors, and of the results."""
+
+    scales: bytes
+    error: float
+    size: float
 
 
 def fuse(
@@ -76,6 +96,90 @@ def fuse(
         ValueError: a dtype is not in `MERGEABLE`, or the lengths do not fit each other.
     """
     _kernel(dtypes, alphas, out_dtype)(addresses, int(out_address), 0, int(count), counters)
+
+
+def fuse_scaled(
+    operands: Sequence[Operand],
+    alphas: tuple[float, ...],
+    places: Places,
+    columns: int,
+    elements: range,
+    out_address: int,
+    out_dtype: str,
+    counters: Counters,
+) -> None:
+    """Do what `fuse` does for elements of matrices some of which are block-scaled, releasing the GIL.
+
+    Args:
+        operands: of the part.
+        places: where each matrix would begin in memory, and its scales.
+        columns: of the matrices.
+        elements: which of them, in row-major order.
+        out_address: where the first of these goes.
+        out_dtype: a dtype of `MERGEABLE`.
+        counters: as in `fuse`.
+    """
+    scaled.fuse_scaled(
+        _formats((*(operand.dtype for operand in operands), out_dtype)),
+        _forms(tuple(operand.scale for operand in operands)),
+        np.array(alphas, np.float64),
+        np.array(places.matrices, np.int64),
+        np.array(places.scales, np.int64),
+        columns,
+        elements.start,
+        elements.stop,
+        out_address,
+        counters,
+        *_scratch(),
+    )
+
+
+def requantise(
+    operands: Sequence[Operand],
+    alphas: tuple[float, ...],
+    places: Places,
+    columns: int,
+    rows: range,
+    out_address: int,
+    blocks: Blocks,
+    scale_dtype: str,
+    counters: Counters,
+) -> Band:
+    """Write one row of blocks of the sum as block-scaled E4M3, releasing the GIL. Arguments as `fuse_scaled`.
+
+    Args:
+        rows: which rows of the matrices; those of one row of blocks.
+        blocks: the form of the output.
+        scale_dtype: F32 or BF16.
+    """
+    found = np.zeros(-(-columns // blocks.columns), np.uint64)
+    errors = np.zeros(2, np.float64)
+    width = DTYPES[scale_dtype].bits // 8
+    scaled.requantise(
+        _formats((*(operand.dtype for operand in operands), "F8_E4M3")),
+        _forms(tuple(operand.scale for operand in operands)),
+        np.array(alphas, np.float64),
+        np.array(places.matrices, np.int64),
+        np.array(places.scales, np.int64),
+        columns,
+        rows.start,
+        rows.stop,
+        out_address,
+        np.array([blocks.rows, blocks.columns, blocks.powers_of_two, width], np.int64),
+        found,
+        counters,
+        errors,
+        *_scratch(),
+        np.empty(blocks.rows * blocks.columns, np.float64),
+    )
+    return Band(found.astype(f"<u{width}").tobytes(), float(errors[0]), float(errors[1]))
+
+
+def prepare_scaled() -> None:
+    """Compile, or load, what `fuse_scaled` and `requantise` need."""
+    counters, empty, no_places = np.zeros(2, np.int64), (Operand(0, 0, "BF16"),), Places((0,), (0,))
+    fuse_scaled(empty, (), no_places, 1, range(0), 0, "BF16", counters)
+    requantise(empty, (), no_places, 0, range(0), 0, Blocks(1, 1, powers_of_two=False), "F32", counters)
 
 
 def prepare(combinations: Iterable[tuple[tuple[str, ...], tuple[float, ...], str]]) -> None:
@@ -111,7 +215,7 @@ def _kernel(dtypes: tuple[str, ...], alphas: tuple[float, ...], out_dtype: str) 
         raise ValueError(f"cannot add {', '.join(dtypes)} to {out_dtype}: only {', '.join(MERGEABLE)} can be added")
     if len(dtypes) != 2 * len(alphas) + 1:
         raise ValueError(f"{len(alphas)} coefficients do not fit {len(dtypes)} operands")
-    formats = np.array([_FORMATS[dtype] for dtype in (*dtypes, out_dtype)], np.int64)
+    formats = _formats((*dtypes, out_dtype))
     if alphas != (1.0,):
         return partial(_fuse_weighted, formats, np.array(alphas, np.float64))
     if set(dtypes) == {out_dtype} and out_dtype in _SHORTCUTS:
@@ -151,6 +255,22 @@ def _fuse_weighted(
     counters: Counters,
 ) -> None:
     arithmetic.fuse_weighted(formats, alphas, addresses, out, begin, end, counters, *_scratch())
+
+
+@lru_cache(maxsize=64)
+def _formats(dtypes: tuple[str, ...]) -> NDArray[np.int64]:
+    return np.array([_FORMATS[dtype] for dtype in dtypes], np.int64)
+
+
+def _forms(scales: tuple[Scale | None, ...]) -> NDArray[np.int64]:
+    """Return the rows that `paramdelta.engine.scaled` wants; a matrix without scales has a form of zeros."""
+    rows = [
+        (0, 0, 0, 0)
+        if scale is None
+        else (DTYPES[scale.dtype].bits // 8, scale.block_rows, scale.block_columns, scale.columns)
+        for scale in scales
+    ]
+    return np.array(rows, np.int64)
 
 
 def _scratch() -> tuple[NDArray[np.uint64], NDArray[np.float64]]:

@@ -8,6 +8,7 @@ thread hands out progress, finishes shards, and is where Ctrl-C arrives.
 from __future__ import annotations
 
 import ctypes
+import math
 import queue
 import threading
 from contextlib import suppress
@@ -16,10 +17,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.engine import kernels
+from paramdelta.engine.exchange import Exchange
 from paramdelta.engine.inputs import Inputs, check_identity, files_of, last_uses
-from paramdelta.engine.progress import NonFinite, Outcome, Progress
-from paramdelta.engine.windows import Batch, Step, Window, batches, cut, segments
+from paramdelta.engine.kernels import Band, Places
+from paramdelta.engine.progress import NonFinite, Outcome, Progress, Requantised
+from paramdelta.engine.windows import Batch, Segment, Step, Window, batches, carried, cut, scale_rows, segments
 from paramdelta.errors import BudgetError, CancelledError
 from paramdelta.storage.memory import Buffer
 from paramdelta.storage.platform import ALIGNMENT
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     from paramdelta.engine.budget import Budget
     from paramdelta.planning.layout import OutputShard
+    from paramdelta.planning.parts import Operand
     from paramdelta.planning.plan import Plan
     from paramdelta.storage.sink import Sink
     from paramdelta.storage.source import Loan
@@ -84,7 +89,7 @@ def run(
     finally:
         feed.stop()
         _close_behind(workers, inputs, feed)
-    return Outcome(_sum_up(plan, workers), tuple(sorted(inputs.backends)))
+    return Outcome(_sum_up(plan, workers), tuple(sorted(inputs.backends)), tuple(completion.requantised))
 
 
 def _start(
@@ -154,6 +159,7 @@ class _Completion:
         self._missing = [shard.size for shard in plan.shards]
         self._ended_files = last_uses(plan)
         self._complete_up_to = 0
+        self.requantised: list[Requantised] = []
         self.progress = Progress(0, sum(self._missing), 0, len(self._missing))
 
     def add(self, window: Window) -> None:
@@ -172,24 +178,43 @@ class _Completion:
         for place in files_of(self._plan, shard):
             check_identity(self._plan.files[place])
         self._target.completed(shard)
+        self.requantised += (self._sum_bands(place) for place in shard.operations if self._is_requantised(place))
         while self._complete_up_to < len(self._missing) and self._missing[self._complete_up_to] == 0:
             self._inputs.close(self._ended_files[self._complete_up_to])
             self._complete_up_to += 1
 
+    def _is_requantised(self, place: int) -> bool:
+        return self._plan.operations[place].blocks is not None
+
+    def _sum_bands(self, place: int) -> Requantised:
+        """Return what a tensor lost, and forget its scales: they are written."""
+        operation = self._plan.operations[place]
+        count = -(-operation.elements // operation.grain) if operation.elements else 0
+        bands = self._feed.bands.take((place, number) for number in range(count))
+        error, size = (math.fsum(sums) for sums in ((b.error for b in bands), (b.size for b in bands)))
+        return Requantised(operation.name, error, size)
+
 
 class _Feed:
-    """Hands out windows in order, to any thread; opens each shard's sink with its first window."""
+    """Hands out windows in order, to any thread; opens each shard's sink with its first window.
+
+    Attributes:
+        bands: what came of each row of blocks, by operation and number: the scales are written by a later window.
+        edges: bytes at the begin of a window that the one before has made, by shard and begin.
+    """
 
     def __init__(self, plan: Plan, budget: Budget, target: Target) -> None:
         self._lock = threading.Lock()
         self._windows = self._all_windows(plan, budget, target)
         self._sinks: dict[int, Sink] = {}
         self._stopped = False
+        self.bands: Exchange[tuple[int, int], Band] = Exchange()
+        self.edges: Exchange[tuple[int, int], bytes] = Exchange()
 
     def _all_windows(self, plan: Plan, budget: Budget, target: Target) -> Iterator[tuple[Window, Sink]]:
         for number, shard in enumerate(plan.shards):
             sink = self._sinks[number] = target.create(shard)
-            for window in cut(number, shard.size, budget.window_bytes):
+            for window in cut(number, shard, plan.operations, budget.window_bytes):
                 yield window, sink
 
     def next(self) -> tuple[Window, Sink] | None:
@@ -202,6 +227,8 @@ class _Feed:
     def stop(self) -> None:
         """Hand out no more windows. Waits for nobody: to create a file may take long where space is zeroed."""
         self._stopped = True
+        self.bands.stop()
+        self.edges.stop()
 
     def abandon(self) -> None:
         """Close the sinks of unfinished shards. No worker may be running."""
@@ -258,6 +285,20 @@ class _Worker(threading.Thread):
                 self._compute(step, loans)
             for extent, loan in zip(batch.extents, loans, strict=True):
                 self._inputs.source(extent.file).give_back(loan)
+        self._hand_on(window, shard)
+
+    def _hand_on(self, window: Window, shard: OutputShard) -> None:
+        """Give the next window what this one has made of it, and take what the one before has made of this one."""
+        operations, length = self._plan.operations, window.end - window.begin
+        beyond = carried(window.end, shard, operations)
+        if beyond:
+            made = self._output.view[ALIGNMENT + length : ALIGNMENT + length + beyond]
+            self._feed.edges.put((window.shard, window.end), bytes(made))
+        before = carried(window.begin, shard, operations)
+        if before:
+            key = (window.shard, window.begin)
+            self._output.view[ALIGNMENT : ALIGNMENT + before] = self._feed.edges.wait_for(key)
+            self._feed.edges.take([key])
 
     def _borrow(self, batch: Batch) -> list[Loan]:
         loans = []
@@ -276,22 +317,71 @@ class _Worker(threading.Thread):
         part = operation.parts[segment.part]
         sources = [loans[extent].address + begin for extent, begin in step.operands]
         output = self._output.address + ALIGNMENT + segment.position
-        if not part.alphas and part.operands[0].dtype == operation.dtype:
+        if not part.operands:
+            self._write_scales(segment)
+        elif operation.is_scaled:
+            self._compute_scaled(step, loans, output)
+        elif not part.alphas and part.operands[0].dtype == operation.dtype:
             ctypes.memmove(output, sources[0], segment.elements * operation.itemsize)
-            return
-        counters = self._counters if segment.counted else self._uncounted
-        kernels.fuse(
-            np.array(sources, dtype=np.uint64),
-            tuple(operand.dtype for operand in part.operands),
-            part.alphas,
-            output,
-            operation.dtype,
-            segment.elements,
-            counters,
-        )
+        else:
+            kernels.fuse(
+                np.array(sources, dtype=np.uint64),
+                tuple(operand.dtype for operand in part.operands),
+                part.alphas,
+                output,
+                operation.dtype,
+                segment.elements,
+                self._counters if segment.counted else self._uncounted,
+            )
         if self._counters.any():
             self.nonfinite[segment.operation] = self.nonfinite.get(segment.operation, 0) + self._counters
             self._counters = np.zeros(2, dtype=np.int64)
+
+    def _compute_scaled(self, step: Step, loans: list[Loan], output: int) -> None:
+        segment = step.segment
+        operation = self._plan.operations[segment.operation]
+        part = operation.parts[segment.part]
+        columns = operation.shape[-1]
+        places = _places(step, loans, part.operands, columns)
+        if operation.blocks is None:
+            elements = range(segment.first, segment.first + segment.elements)
+            counters = self._counters if segment.counted else self._uncounted
+            kernels.fuse_scaled(
+                part.operands, part.alphas, places, columns, elements, output, operation.dtype, counters
+            )
+            return
+        rows = range(segment.first // columns, (segment.first + segment.elements) // columns)
+        scale_dtype = self._plan.operations[segment.operation + 1].dtype
+        band = kernels.requantise(
+            part.operands, part.alphas, places, columns, rows, output, operation.blocks, scale_dtype, self._counters
+        )
+        self._feed.bands.put((segment.operation, rows.start // operation.blocks.rows), band)
+
+    def _write_scales(self, segment: Segment) -> None:
+        """Write scales that the operation before this one has found, once all of these rows of blocks are done."""
+        operation = self._plan.operations[segment.operation]
+        row = operation.shape[1] * operation.itemsize
+        begin, end = (place * operation.itemsize for place in (segment.first, segment.first + segment.elements))
+        numbers = range(begin // row, -(-end // row))
+        bands = (self._feed.bands.wait_for((segment.operation - 1, number)) for number in numbers)
+        scales = b"".join(band.scales for band in bands)
+        at = ALIGNMENT + segment.position
+        skipped = numbers.start * row
+        self._output.view[at : at + end - begin] = scales[begin - skipped : end - skipped]
+
+
+def _places(step: Step, loans: list[Loan], operands: Sequence[Operand], columns: int) -> Places:
+    """Return where the operands' matrices would begin in memory, and their scales."""
+    first = step.segment.first
+    matrices, scales = [], []
+    for operand, (extent, begin), of_scale in zip(operands, step.operands, step.scales, strict=True):
+        matrices.append(loans[extent].address + begin - first * DTYPES[operand.dtype].bits // 8)
+        if operand.scale is None or of_scale is None:
+            scales.append(0)
+        else:
+            rows = scale_rows(step.segment, operand.scale, columns)
+            scales.append(loans[of_scale[0]].address + of_scale[1] - rows.start * operand.scale.row_bytes)
+    return Places(tuple(matrices), tuple(scales))
 
 
 def _sum_up(plan: Plan, workers: Sequence[_Worker]) -> dict[str, NonFinite]:

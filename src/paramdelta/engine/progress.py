@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,21 @@ class NonFinite:
     nans: int
 
 
+class Requantised(NamedTuple):
+    """What a tensor lost when it was written as block-scaled FP8: sums of squares of the errors, and of the results.
+
+    Blocks that were copied are in neither.
+    """
+
+    tensor: str
+    error: float
+    size: float
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run found out: tensors with new non-finite values, and the backends that read the inputs."""
+    """What a run found out: new non-finite values by tensor, the backends that read the inputs, what FP8 lost."""
 
     nonfinite: dict[str, NonFinite]
     backends: tuple[str, ...]
+    requantised: tuple[Requantised, ...]

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paramdelta.checkpoint.embeddings import text_config
+from paramdelta.checkpoint.scaling import quantization_settings
 from paramdelta.checkpoint.wording import clipped
 from paramdelta.errors import RecipeError
 from paramdelta.planning.units import parse_dtype
@@ -49,14 +50,15 @@ COMPARED: Final = (
 
 
 class Correction(NamedTuple):
-    """One setting of config.json that the output changes."""
+    """One setting of config.json that the output changes, or lacks: then ``new`` is None and ``removed`` true."""
 
     key: str
     old: Any
     new: Any
+    removed: bool = False
 
     def __str__(self) -> str:
-        return f"{self.key} {_brief(self.old)} → {_brief(self.new)}"
+        return f"{self.key} {_brief(self.old)} {'removed' if self.removed else f'→ {_brief(self.new)}'}"
 
 
 def _brief(value: Any) -> str:
@@ -89,6 +91,8 @@ def output_config(members: Sequence[Member], manifest: Manifest, dtype: str | No
         for key, value in _wanted(members, manifest, dtype, post_ids=post_ids)
         if (correction := _set(config, key, value)) is not None
     )
+    if not manifest.is_quantised:
+        corrections += tuple(_remove_quantisation(config))
     if not corrections:
         return OutputConfig(None, ())
     return OutputConfig(json.dumps(config, indent=2) + "\n", corrections)
@@ -109,6 +113,16 @@ def _wanted(
         for key in _TOKEN_IDS:
             if key in theirs or key in text_config(theirs):
                 yield key, theirs.get(key, text_config(theirs).get(key))
+
+
+def _remove_quantisation(config: dict[str, Any]) -> Iterator[Correction]:
+    """Take out what config.json says of quantised weights: the output has none, and loaders would look for scales."""
+    for (*path, key), settings in list(quantization_settings(config)):
+        part = config
+        for step in path:
+            part = part[step]
+        del part[key]
+        yield Correction(key, settings, None, removed=True)
 
 
 def _set(config: dict[str, Any], key: str, value: Any) -> Correction | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +11,7 @@ from paramdelta.checkpoint.discovery import MODEL_FILE, MODEL_INDEX
 from paramdelta.checkpoint.header import TensorEntry, build_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.planning.parts import Operation
@@ -93,34 +94,40 @@ def build_index(shards: Iterable[OutputShard], operations: Sequence[Operation]) 
     return f"{text}\n".encode()
 
 
-def like_checkpoint(checkpoint: Checkpoint, kept: Sequence[bool], added: int) -> list[tuple[str, int]]:
+def like_checkpoint(checkpoint: Checkpoint, shards: Iterable[int]) -> list[tuple[str, int]]:
     """Return the shards of ``checkpoint`` with the number of tensors in each; one file becomes model.safetensors.
 
     Args:
-        kept: for each of its tensors, whether the output has it. A shard that keeps none is left out.
-        added: how many more the last shard gets.
+        shards: for each operation, in order, the shard that it falls into. A shard that gets none is left out.
     """
-    counts = [0] * len(checkpoint.shards)
-    for ref, has in zip(checkpoint.tensors.values(), kept, strict=True):
-        counts[ref.shard] += has
+    counts = Counter(shards)
     if checkpoint.index is None:
-        return [(SINGLE_FILE, sum(counts) + added)]
-    sizes = [(shard.name, count) for shard, count in zip(checkpoint.shards, counts, strict=True) if count]
-    if not sizes:
-        return [(checkpoint.shards[-1].name, added)]
-    return [*sizes[:-1], (sizes[-1][0], sizes[-1][1] + added)]
+        return [(SINGLE_FILE, counts.total())]
+    return [(shard.name, counts[place]) for place, shard in enumerate(checkpoint.shards) if counts[place]]
 
 
 def by_size(operations: Iterable[Operation], most_bytes: int) -> list[tuple[str, int]]:
     """Return shards that hold at most ``most_bytes`` of tensors each; a tensor larger than that gets its own."""
     counts: list[int] = []
     filled = 0
-    for operation in operations:
-        if not counts or filled + operation.nbytes > most_bytes:
+    for tensors, size in _inseparable(operations):
+        if not counts or filled + size > most_bytes:
             counts.append(0)
             filled = 0
-        counts[-1] += 1
-        filled += operation.nbytes
+        counts[-1] += tensors
+        filled += size
     if len(counts) <= 1:
         return [(SINGLE_FILE, sum(counts))]
     return [(f"model-{number:05}-of-{len(counts):05}.safetensors", n) for number, n in enumerate(counts, start=1)]
+
+
+def _inseparable(operations: Iterable[Operation]) -> Iterator[tuple[int, int]]:
+    """Yield number and bytes of operations that go into one shard together: scales follow what they are found with."""
+    tensors = size = 0
+    for operation in operations:
+        if tensors and operation.op != "scales":
+            yield tensors, size
+            tensors = size = 0
+        tensors, size = tensors + 1, size + operation.nbytes
+    if tensors:
+        yield tensors, size

@@ -7,10 +7,12 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from paramdelta.checkpoint.dtypes import INTEGERS, WHOLE_FLOATS
+from paramdelta.checkpoint.dtypes import ADDABLE, INTEGERS, WHOLE_FLOATS
+from paramdelta.checkpoint.scaling import SUFFIX, scale_shape
+from paramdelta.checkpoint.wording import printable
 from paramdelta.errors import MismatchError
 from paramdelta.planning.differences import VOCABULARIES, Difference, refuse, summarise
-from paramdelta.planning.parts import Operand, Operation, Part, Source
+from paramdelta.planning.parts import Operand, Operation, Part, Scale, Source
 from paramdelta.planning.policies import Selection
 from paramdelta.planning.rows import parts_by_rows, rows_of_output
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.checkpoint.embeddings import Embeddings
+    from paramdelta.checkpoint.scaling import Scaling
     from paramdelta.planning.policies import Policies
     from paramdelta.planning.recipe import Delta
 
@@ -30,6 +33,7 @@ class Member(NamedTuple):
     checkpoint: Checkpoint
     first_file: int  # place of its first shard among the plan's input files
     embeddings: Embeddings
+    scaling: Scaling
 
 
 class Decision(NamedTuple):
@@ -44,19 +48,24 @@ class Manifest:
     """All operations, in output order: the new base's, then those of tensors that it does not store.
 
     Attributes:
-        kept: for each of the new base's tensors, in its order, whether the output has it.
+        shards: for each operation the new base's shard that it belongs to: that of its tensor, or the last.
         untied: whether the output has a head of its own beside its embeddings; None where that is no question.
         rows: rows of the output's embeddings, and ``rows_of_new_base`` of the new base's; None where there are none.
         adds_rows: whether rows of embeddings or head are added, not only taken.
     """
 
     operations: tuple[Operation, ...]
-    kept: tuple[bool, ...]
+    shards: tuple[int, ...]
     untied: bool | None
     rows: int | None
     rows_of_new_base: int | None
     adds_rows: bool
     decisions: tuple[Decision, ...]
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the output has block-scaled weights."""
+        return any(operation.blocks is not None for operation in self.operations)
 
 
 def build_manifest(
@@ -75,19 +84,18 @@ def build_manifest(
             all differences at once. Or a pattern matches no tensor.
     """
     builder = _Builder(members, deltas, policies, dtype)
-    stored = members[0].checkpoint.tensors
-    made = {name: builder.operation(name) for name in builder.names()}
+    made = {name: builder.operations(name) for name in builder.names()}
     builder.raise_if_refused()
-    new = [name for name in made if name not in stored]
-    operations = [made[name] for name in [*stored, *new] if name in made]
-    rows = next((each for each in operations if each and each.name in builder.pair.names), None)
+    placed = [(operation, builder.shard(name)) for name, operations in made.items() for operation in operations]
+    operations = tuple(operation for operation, _ in placed)
+    rows = next((each for each in operations if each.name in builder.pair.names), None)
     return Manifest(
-        operations=tuple(operation for operation in operations if operation is not None),
-        kept=tuple(made.get(name) is not None for name in stored),
+        operations=operations,
+        shards=tuple(shard for _, shard in placed),
         untied=builder.pair.untied,
         rows=None if rows is None else rows.shape[0],
         rows_of_new_base=None if rows is None else builder.rows_of_new_base(rows.name),
-        adds_rows=any(each and each.op != "copy" and each.name in builder.pair.names for each in operations),
+        adds_rows=any(each.op != "copy" and each.name in builder.pair.names for each in operations),
         decisions=builder.decisions(),
     )
 
@@ -131,10 +139,26 @@ class _Builder:
         stays_tied = self.pair.untied is False and any(name in new_base for name in self.pair.names)
         tied_away = self.pair.names if stays_tied else ()
         everything = dict.fromkeys(name for member in self._members for name in member.checkpoint.tensors)
-        yield from (name for name in everything if name in new_base or name not in tied_away)
+        scales = {scale for member in self._members for scale in member.scaling.scales.values()}
+        yield from (n for n in everything if n not in scales and (n in new_base or n not in tied_away))
 
-    def operation(self, name: str) -> Operation | None:
-        """Return how a tensor is made; None where the output does not have it, or that is yet to be refused."""
+    def shard(self, name: str) -> int:
+        """Return the new base's shard that a tensor belongs to."""
+        new_base = self._members[0].checkpoint
+        return new_base.tensors[name].shard if name in new_base.tensors else len(new_base.shards) - 1
+
+    def operations(self, name: str) -> tuple[Operation, ...]:
+        """Return how a tensor is made, and its scales; nothing where the output lacks it, or that is to be refused."""
+        made = self._operation(name)
+        if made is None:
+            return ()
+        scale = made.parts[0].operands[0].scale
+        if made.blocks is None or scale is None:
+            return (made,)
+        shape = scale_shape(made.shape, made.blocks)
+        return made, Operation(name + SUFFIX, "scales", scale.dtype, shape, (Part(math.prod(shape), (), ()),))
+
+    def _operation(self, name: str) -> Operation | None:
         sources = [self._source(member, name) for member in self._members]
         if not self._selection.has(name):
             return self._taken(name, sources[0])
@@ -144,7 +168,7 @@ class _Builder:
         new = present[0]
         if any(source.shape != new.shape for source in present):
             return self._reshaped(name, present)
-        if all(source.dtype in WHOLE_FLOATS for source in present):
+        if all(source.dtype in ADDABLE for source in present):
             return self._merged(name, present)
         if new.dtype in INTEGERS and all(source.dtype == new.dtype for source in present):
             return self._taken(name, new)
@@ -158,8 +182,24 @@ class _Builder:
         ref = tensors.get(name)
         stored = member.embeddings.stored()
         if ref is None and stored is not None and name in self.pair.names:
-            ref = tensors[stored]
-        return None if ref is None else Source(member.first_file + ref.shard, ref.offset, ref.dtype, ref.shape)
+            name, ref = stored, tensors[stored]
+        if ref is None:
+            return None
+        return Source(member.first_file + ref.shard, ref.offset, ref.dtype, ref.shape, self._scale(member, name))
+
+    def _scale(self, member: Member, name: str) -> Scale | None:
+        blocks, scale = member.scaling.blocks, member.scaling.scales.get(name)
+        if blocks is None or scale is None:
+            return None
+        ref = member.checkpoint.tensors[scale]
+        rows, columns = ref.shape
+        file = member.first_file + ref.shard
+        return Scale(file, ref.offset, ref.dtype, rows, columns, blocks.rows, blocks.columns)
+
+    def _float_dtype(self, sources: Sequence[Source]) -> str:
+        """Return the dtype of a float output: the one asked for, or that of the first source that is not scaled."""
+        plain = (source.dtype for source in sources if source.scale is None and source.dtype in ADDABLE)
+        return self._dtype or next(plain, "BF16")
 
     def rows_of_new_base(self, name: str) -> int | None:
         """Return how many rows the new base has of embeddings or head, stored or tied."""
@@ -167,11 +207,11 @@ class _Builder:
         return None if source is None else source.shape[0]
 
     def _merged(self, name: str, sources: Sequence[Source]) -> Operation:
-        new = sources[0]
-        operands = tuple(Operand(source.file, source.offset, source.dtype) for source in sources)
-        part = Part(math.prod(new.shape), operands, self._alphas_of(name))
+        part = Part(math.prod(sources[0].shape), tuple(map(Operand.of, sources)), self._alphas_of(name))
+        if self._requantises(sources[0]):
+            return self._requantised(name, sources[0].shape, part)
         op = "delta" if name in self._members[0].checkpoint.tensors else "untie"
-        return Operation(name, op, self._dtype or new.dtype, new.shape, (part,))
+        return Operation(name, op, self._float_dtype(sources[:1]), sources[0].shape, (part,))
 
     def _alphas_of(self, name: str) -> tuple[float, ...]:
         return tuple(alpha_of(name) for alpha_of in self._alphas)
@@ -180,11 +220,23 @@ class _Builder:
         """Return the operation that takes one checkpoint's tensor, as a float in the dtype that the output has."""
         if source is None:
             return None
+        part = Part(math.prod(source.shape), (Operand.of(source),), ())
+        if self._requantises(source):
+            return self._requantised(name, source.shape, part)
         dtype = source.dtype
-        if dtype in WHOLE_FLOATS:
-            dtype = self._dtype or (like.dtype if like is not None and like.dtype in WHOLE_FLOATS else dtype)
-        part = Part(math.prod(source.shape), (Operand(source.file, source.offset, source.dtype),), ())
+        if dtype in ADDABLE:
+            dtype = self._float_dtype([source] if like is None else [like, source])
         return Operation(name, "copy", dtype, source.shape, (part,))
+
+    def _requantises(self, source: Source) -> bool:
+        """Return whether a tensor is written as block-scaled FP8, given the source that says in what form."""
+        form, scale = self._members[0].scaling.blocks, source.scale
+        if self._policies.fp8 != "requantise" or form is None or scale is None:
+            return False
+        return form[:2] == (scale.block_rows, scale.block_columns)
+
+    def _requantised(self, name: str, shape: tuple[int, ...], part: Part) -> Operation:
+        return Operation(name, "requantise", "F8_E4M3", shape, (part,), self._members[0].scaling.blocks)
 
     def _missing(self, name: str, sources: Sequence[Source | None]) -> Operation | None:
         absent = ", ".join(m.role for m, source in zip(self._members, sources, strict=True) if source is None)
@@ -236,6 +288,12 @@ class _Builder:
         """Raise the error that lists all differences, or patterns that mean nothing."""
         if self._refused:
             raise refuse(self._refused)
+        if self._policies.fp8 == "requantise" and self._members[0].scaling.blocks is None:
+            raise MismatchError(
+                "fp8: the new base has no block-scaled FP8 weights, whose form requantised ones would take",
+                file=printable(str(self._members[0].checkpoint.path)),
+                remedy="Leave --fp8 requantise out: the output then has the dtypes of the new base.",
+            )
         unused = [*self._selection.unused(), *(text for alphas in self._alphas for text in alphas.unused())]
         if unused:
             raise MismatchError(

@@ -3,9 +3,36 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from paramdelta.checkpoint.dtypes import DTYPES
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from paramdelta.checkpoint.scaling import Blocks
+
+
+class Scale(NamedTuple):
+    """The scales of a block-scaled matrix: where they begin, their dtype, and the form of both.
+
+    Attributes:
+        rows: of the scale matrix, and its ``columns``.
+        block_rows: rows of the weight that share a scale, and ``block_columns`` likewise.
+    """
+
+    file: int
+    offset: int
+    dtype: str
+    rows: int
+    columns: int
+    block_rows: int
+    block_columns: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of scales."""
+        return self.columns * DTYPES[self.dtype].bits // 8
 
 
 class Source(NamedTuple):
@@ -15,14 +42,34 @@ class Source(NamedTuple):
     offset: int
     dtype: str
     shape: tuple[int, ...]
+    scale: Scale | None = None
 
 
 class Operand(NamedTuple):
-    """Where one source's bytes begin: an input file (its place in the plan), a byte offset, and a dtype."""
+    """Where one source's bytes begin: an input file (its place in the plan), a byte offset, a dtype, and its scales.
+
+    An operand with scales is a whole matrix: no part of one begins in its middle.
+    """
 
     file: int
     offset: int
     dtype: str
+    scale: Scale | None = None
+
+    @classmethod
+    def of(cls, source: Source) -> Self:
+        """Return the operand that is all of a source."""
+        return cls(source.file, source.offset, source.dtype, source.scale)
+
+    @property
+    def files(self) -> tuple[int, ...]:
+        """The input files that it is read from."""
+        return (self.file,) if self.scale is None else (self.file, self.scale.file)
+
+    def nbytes(self, elements: int) -> int:
+        """Return the bytes of so many elements, and of all its scales."""
+        scales = 0 if self.scale is None else self.scale.rows * self.scale.row_bytes
+        return elements * DTYPES[self.dtype].bits // 8 + scales
 
 
 class Part(NamedTuple):
@@ -46,9 +93,12 @@ class Operation(NamedTuple):
     Attributes:
         op: ``delta`` (new base + Σ alphaᵢ · (postᵢ - baseᵢ)); ``copy`` (one checkpoint's own); ``untie`` (a head that
             the new base does not store, since it is tied to its embeddings there, merged from what it stands for);
-            ``pad`` and ``truncate`` (a ``delta`` with more, or fewer, rows than the new base has).
+            ``pad`` and ``truncate`` (a ``delta`` with more, or fewer, rows than the new base has); ``requantise`` (a
+            merged or taken matrix, written as block-scaled FP8) and ``scales`` (what the operation just before it
+            found to be its scales; it reads nothing).
         dtype: safetensors dtype of the output.
         parts: in order, all of its elements; mostly one part.
+        blocks: of ``requantise``: the form of what it writes.
     """
 
     name: str
@@ -56,6 +106,7 @@ class Operation(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
+    blocks: Blocks | None = None
 
     @property
     def elements(self) -> int:
@@ -64,8 +115,19 @@ class Operation(NamedTuple):
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one output element, which no window may cut: the operation's grain."""
+        """Bytes of one output element."""
         return DTYPES[self.dtype].bits // 8
+
+    @property
+    def grain(self) -> int:
+        """Elements that are made together, or not at all: one, or all rows of a row of blocks."""
+        return 1 if self.blocks is None else self.blocks.rows * self.shape[1]
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether scales play a part: of an operand, or of what is written."""
+        scaled_operands = any(operand.scale is not None for part in self.parts for operand in part.operands)
+        return self.blocks is not None or self.op == "scales" or scaled_operands
 
     @property
     def nbytes(self) -> int:
@@ -75,4 +137,4 @@ class Operation(NamedTuple):
     @property
     def bytes_read(self) -> int:
         """Bytes of all operands together."""
-        return sum(part.elements * DTYPES[o.dtype].bits // 8 for part in self.parts for o in part.operands)
+        return sum(operand.nbytes(part.elements) for part in self.parts for operand in part.operands)

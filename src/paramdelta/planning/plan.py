@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from paramdelta.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, FileIdentity, open_checkpoint
-from paramdelta.checkpoint.embeddings import embeddings_of
+from paramdelta.checkpoint.embeddings import Embeddings, embeddings_of
+from paramdelta.checkpoint.scaling import Blocks, Scaling, scaling_of
 from paramdelta.checkpoint.sidecars import TOKENIZER, Sidecar, choose_sidecars
 from paramdelta.checkpoint.unsupported import refuse_unmergeable
 from paramdelta.planning.config import output_config
 from paramdelta.planning.layout import Layout, OutputShard, by_size, lay_out, like_checkpoint
 from paramdelta.planning.manifest import Member, build_manifest
-from paramdelta.planning.parts import Operand, Operation, Part
+from paramdelta.planning.parts import Operand, Operation, Part, Scale
 from paramdelta.planning.policies import Policies
 from paramdelta.planning.recipe import Delta, Recipe
 from paramdelta.planning.vocabulary import differing_tokens, has_posts_tokens
@@ -139,6 +140,7 @@ class Plan:
                     "op": operation.op,
                     "dtype": operation.dtype,
                     "shape": list(operation.shape),
+                    "blocks": None if operation.blocks is None else list(operation.blocks),
                     "parts": [
                         {"elements": part.elements, "alphas": list(part.alphas), "sources": len(part.operands)}
                         for part in operation.parts
@@ -149,6 +151,7 @@ class Plan:
                             "place": o.file,
                             "offset": o.offset,
                             "dtype": o.dtype,
+                            "scale": None if o.scale is None else list(o.scale),
                         }
                         for part in operation.parts
                         for o in part.operands
@@ -185,7 +188,14 @@ class Plan:
         if data.get("digest") != _digest({field: data.get(field) for field in _DIGESTED}):
             raise ValueError("the plan was changed after it was made: its digest does not match")
         operations = tuple(
-            Operation(entry["name"], entry["op"], entry["dtype"], tuple(entry["shape"]), _parts_of(entry))
+            Operation(
+                entry["name"],
+                entry["op"],
+                entry["dtype"],
+                tuple(entry["shape"]),
+                _parts_of(entry),
+                None if entry["blocks"] is None else Blocks(*entry["blocks"]),
+            )
             for entry in data["tensors"]
         )
         plan = cls(
@@ -224,7 +234,10 @@ def _parts_of(entry: dict[str, Any]) -> tuple[Part, ...]:
     return tuple(
         Part(
             part["elements"],
-            tuple(Operand(o["place"], o["offset"], o["dtype"]) for o in itertools.islice(sources, part["sources"])),
+            tuple(
+                Operand(o["place"], o["offset"], o["dtype"], None if o["scale"] is None else Scale(*o["scale"]))
+                for o in itertools.islice(sources, part["sources"])
+            ),
             tuple(part["alphas"]),
         )
         for part in entry["parts"]
@@ -247,13 +260,10 @@ def make_plan(recipe: Recipe) -> Plan:
         MismatchError: the checkpoints do not fit each other, and no policy of the recipe says what to do.
     """
     members, files = _open_members(recipe)
-    for checkpoint in {id(member.checkpoint): member.checkpoint for member in members}.values():
-        refuse_unmergeable(checkpoint)
     manifest = build_manifest(members, recipe.deltas, recipe.policies, recipe.dtype)
     new_base, post = members[0].checkpoint, members[1].checkpoint
     if recipe.shard_size is None:
-        added = len(manifest.operations) - sum(manifest.kept)
-        sizes, with_index = like_checkpoint(new_base, manifest.kept, added), new_base.index is not None
+        sizes, with_index = like_checkpoint(new_base, manifest.shards), new_base.index is not None
     else:
         sizes = by_size(manifest.operations, recipe.shard_size)
         with_index = len(sizes) > 1
@@ -280,15 +290,17 @@ def _open_members(recipe: Recipe) -> tuple[list[Member], tuple[InputFile, ...]]:
     for number, delta in enumerate(recipe.deltas, start=1):
         suffix = f" {number}" if several else ""
         wanted += [(f"post{suffix}", delta.post), (f"base{suffix}", delta.base)]
-    opened: dict[str, tuple[Checkpoint, int]] = {}
+    opened: dict[str, tuple[Checkpoint, int, Embeddings, Scaling]] = {}
     files: list[InputFile] = []
     members = []
     for role, path in wanted:
         if path not in opened:
             checkpoint = open_checkpoint(path)
-            opened[path] = checkpoint, len(files)
+            scaling = scaling_of(checkpoint)
+            refuse_unmergeable(checkpoint, scaling)
+            opened[path] = checkpoint, len(files), embeddings_of(checkpoint), scaling
             files += [InputFile(str(s.path), s.identity, s.header_digest) for s in checkpoint.shards]
-        members.append(Member(role, *opened[path], embeddings_of(opened[path][0])))
+        members.append(Member(role, *opened[path]))
     return members, tuple(files)
 
 

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 Vocab = Literal["error", "pad", "truncate", "new-base", "post"]
 OnMissing = Literal["error", "new-base", "post", "skip"]
 OnMismatch = Literal["error", "new-base", "post"]
+Fp8 = Literal["dequantise", "requantise"]
 
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "vocab": get_args(Vocab),
     "on_missing": get_args(OnMissing),
     "on_mismatch": get_args(OnMismatch),
+    "fp8": get_args(Fp8),
 }
 
 
@@ -34,6 +36,8 @@ class Policies:
         on_missing: where a tensor is not in every checkpoint: ``new-base`` takes that one's, or leaves it out where it
             has none; ``post`` takes that one's, or the new base's where it has none; ``skip`` leaves it out.
         on_mismatch: where shapes or kinds of dtype differ: whose tensor is taken as it is.
+        fp8: how weights are written that the new base has in block-scaled FP8: ``dequantise``, in BF16 or the dtype
+            asked for; ``requantise``, in the new base's form, with new scales.
         include: patterns of the names that are merged; all where there are none. The others are the new base's.
         exclude: patterns of names that are not merged even so.
     """
@@ -41,6 +45,7 @@ class Policies:
     vocab: Vocab = "error"
     on_missing: OnMissing = "error"
     on_mismatch: OnMismatch = "error"
+    fp8: Fp8 = "dequantise"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 

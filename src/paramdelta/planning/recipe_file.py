@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 MOST_BYTES: Final = 1 << 20
 _DELTA_FIELDS: Final = ("post", "base", "alpha", "alphas")
-_POLICY_FIELDS: Final = ("vocab", "on_missing", "on_mismatch", "include", "exclude")
+_POLICY_FIELDS: Final = ("vocab", "on_missing", "on_mismatch", "fp8", "include", "exclude")
 _MERGE_FIELDS: Final = (
     "new_base",
     "deltas",
@@ -103,6 +103,7 @@ class _File:
             "vocab": self.text,
             "on_missing": self.text,
             "on_mismatch": self.text,
+            "fp8": self.text,
             "include": self.texts,
             "exclude": self.texts,
             "trust_remote_code": self.flag,

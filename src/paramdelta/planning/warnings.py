@@ -9,6 +9,7 @@ from paramdelta.checkpoint.dtypes import INTEGERS
 from paramdelta.checkpoint.sidecars import remote_code
 from paramdelta.checkpoint.wording import listed, quoted
 from paramdelta.planning.config import differing_settings
+from paramdelta.planning.units import format_size
 from paramdelta.planning.vocabulary import summed_up
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def all_warnings(
         message = f"tokenizers differ where rows are added, in {len(tokens):,} respects (ids and their tokens): "
         yield PlanWarning("tokens-differ", message + summed_up(tokens))
     yield from _of_copies(manifest)
+    yield from _of_fp8(manifest)
     if config.corrections:
         yield PlanWarning(
             "config-corrected", f"config.json is the new base's but for {'; '.join(map(str, config.corrections))}"
@@ -87,6 +89,20 @@ def _of_copies(manifest: Manifest) -> Iterator[PlanWarning]:
         number = f"{len(copied):,} tensors" if len(copied) > 1 else "1 tensor"
         message = f"{number} of {kinds} taken from the new base, not added: "
         yield PlanWarning("integers-copied", message + listed([quoted(operation.name) for operation in copied]))
+
+
+def _of_fp8(manifest: Manifest) -> Iterator[PlanWarning]:
+    """Say what becomes of weights that the new base, or whoever else they are taken from, has in block-scaled FP8."""
+    scaled = [each for each in manifest.operations if each.parts[0].operands and each.parts[0].operands[0].scale]
+    widened = [operation for operation in scaled if operation.blocks is None]
+    if widened:
+        old = sum(operand.nbytes(each.elements) for each in widened for operand in each.parts[0].operands[:1])
+        new, dtypes = sum(each.nbytes for each in widened), ", ".join(sorted({each.dtype for each in widened}))
+        message = f"{len(widened):,} block-scaled FP8 weights of {format_size(old)} are written as {dtypes}: "
+        yield PlanWarning("fp8", f"{message}{format_size(new)}; --fp8 requantise keeps the new base's form")
+    if len(scaled) > len(widened):
+        number = len(scaled) - len(widened)
+        yield PlanWarning("fp8", f"{number:,} weights are written in block-scaled FP8: what that loses is reported")
 
 
 def _of_code(members: Sequence[Member], sidecars: Sequence[Sidecar]) -> Iterator[PlanWarning]:
