@@ -245,6 +245,21 @@ def check_scale(scale: Fraction, wanted: Fraction, powers_of_two: bool, dtype: s
         assert abs(scale - wanted) <= wanted / 2 ** (24 if dtype == "F32" else 8) * (1 + Fraction(1, 2**20))
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1 << 23, (1 << 24) - 1), st.integers(-125, 100), st.integers(0x08, 0x7D), st.integers(-3, 3))
+def test_a_sum_next_to_a_tie_goes_to_its_side(significand: int, exponent: int, below: int, steps: int) -> None:
+    scale = math.ldexp(significand, exponent - 23)
+    low, high = values(np.array([below, below + 1], np.uint8), FP8).tolist()
+    near = (low + high) / 2 * scale
+    for _ in range(abs(steps)):
+        near = math.nextafter(near, math.inf if steps > 0 else 0.0)
+    new = np.zeros(SHAPE, np.float64)
+    new[0, 0], new[1, 1] = 448 * scale, near
+    found, _, _, _ = requantised([Matrix(new.view(np.uint64), "F64")], ())
+    even = below + below % 2
+    assert found.codes[1, 1] == (even if steps == 0 else below + (steps > 0))
+
+
 def test_ties_of_the_quotient_go_to_even_and_near_ties_do_not() -> None:
     # Scale 1 by a block whose greatest is 448: sums that are ties of E4M3, and ties moved by far less than f64 shows.
     ties = [1 + 1 / 16, 1 + 3 / 16, 17 / 16 * 2**6, 2**-10, 3 * 2**-10]
@@ -298,6 +313,20 @@ def test_a_block_whose_scale_alone_differs_is_computed() -> None:
     assert found.scales is not None
     assert new.scales is not None
     assert found.scales[0, 0] != new.scales[0, 0]
+
+
+def test_a_base_that_moved_in_its_scale_alone_has_moved() -> None:
+    rng = np.random.default_rng(8)
+    post, base = scaled(rng), scaled(rng)
+    assert base.scales is not None
+    new = Matrix(base.codes, FP8, base.scales.copy())
+    assert new.scales is not None
+    new.scales[0, 0] += 1 << 20
+    found, _, _, _ = requantised([new, post, base])
+    assert found.scales is not None
+    assert post.scales is not None
+    assert (found.scales == post.scales).sum() == post.scales.size - 1
+    assert found.scales[0, 0] != post.scales[0, 0]
 
 
 def test_zeros_get_the_scale_one_and_nans_are_counted() -> None:

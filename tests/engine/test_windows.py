@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paramdelta.checkpoint.scaling import Blocks, scale_shape
 from paramdelta.engine.budget import Shape
-from paramdelta.engine.windows import Batch, Segment, Window, batches, cut, segments
+from paramdelta.engine.windows import Batch, Segment, Window, batches, carried, cut, segments
 from paramdelta.planning.layout import Layout, lay_out
 from paramdelta.planning.parts import Operand, Operation, Part
 
@@ -273,3 +274,67 @@ def test_many_small_tensors_of_one_window_are_read_in_few_batches(backend: str) 
     case = make([("BF16", 2048)] * 200, [["BF16"] * 3] * 200, [200], 1 << 20)
     window = case.windows()[0]
     assert len(batches_of(case, window, backend, Shape(3, 3).arena(1 << 20))) <= 4
+
+
+# -- grains of many elements -----------------------------------------------------------------------------------------
+
+
+@st.composite
+def cases_with_grains(draw: st.DrawFn) -> Case:
+    """Block-scaled matrices of all widths, each with its scales, among tensors without grains."""
+    operations: list[Operation] = []
+    for number in range(draw(st.integers(1, 4))):
+        rows, columns = draw(st.integers(0, 40)), draw(st.sampled_from([1, 3, 500, 1_000, 3_000]))
+        blocks = Blocks(draw(st.sampled_from([1, 4, 7])), 128, powers_of_two=False)
+        part = Part(rows * columns, (Operand(0, 0, "F8_E4M3"),), ())
+        operations.append(Operation(f"m{number}", "requantise", "F8_E4M3", (rows, columns), (part,), blocks))
+        shape = scale_shape((rows, columns), blocks)
+        operations.append(Operation(f"s{number}", "scales", "F32", shape, (Part(shape[0] * shape[1], (), ()),)))
+        size = draw(st.integers(0, 3_000))
+        operations.append(Operation(f"p{number}", "copy", "U8", (size,), (Part(size, (Operand(0, 0, "U8"),), ()),)))
+    layout = lay_out(operations, [("model.safetensors", len(operations))], with_index=False)
+    least = Shape.of(operations).least_window
+    grain = max(operation.grain for operation in operations)
+    smallest = -(-grain // ALIGNMENT) * ALIGNMENT + 2 * ALIGNMENT  # what a window really needs
+    return Case(operations, layout, draw(st.sampled_from([smallest, smallest + ALIGNMENT, least, 4 * least])))
+
+
+@given(cases_with_grains())
+def test_every_byte_is_made_by_one_window_or_handed_on_by_the_one_before(case: Case) -> None:
+    shard = case.layout.shards[0]
+    made = bytearray(shard.size)
+    made[: len(shard.header)] = b"\1" * len(shard.header)
+    windows = case.windows()
+    assert all(one.end == other.begin for one, other in pairwise(windows))
+    assert (windows[0].begin, windows[-1].end) == (0, shard.size)
+    for window in windows:
+        assert window.begin % ALIGNMENT == 0
+        assert 0 < window.end - window.begin <= case.window_bytes
+        beyond = carried(window.end, shard, case.operations)
+        assert 0 <= beyond < ALIGNMENT
+        for segment in case.segments(window):
+            operation = case.operations[segment.operation]
+            begin = window.begin + segment.position
+            end = begin + segment.elements * operation.itemsize
+            if operation.blocks is not None:
+                assert begin >= window.begin
+                assert end <= window.end + beyond  # what lies beyond is all handed on
+                assert segment.first % operation.grain == 0
+            if segment.counted:
+                for place in range(begin, end):
+                    made[place] += 1
+    assert made == b"\1" * shard.size
+
+
+@given(cases_with_grains())
+def test_scales_are_written_after_all_that_they_belong_to_has_begun(case: Case) -> None:
+    started: set[tuple[int, int]] = set()
+    for window in case.windows():
+        for segment in case.segments(window):
+            operation = case.operations[segment.operation]
+            if operation.blocks is not None:
+                started.add((segment.operation, segment.first // operation.grain))
+            elif operation.op == "scales":
+                columns = operation.shape[1]
+                last = (segment.first + segment.elements - 1) // columns
+                assert all((segment.operation - 1, n) in started for n in range(segment.first // columns, last + 1))

@@ -5,12 +5,15 @@ Run by `make real`; skipped where torch and transformers are not installed.
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
-from tests.real.arithmetic import expected_bits
+from tests.block_scaled import CONFIG as FP8
+from tests.block_scaled import dequantise, quantise
+from tests.real.arithmetic import expected_bits, to_bf16
 
 import paramdelta
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 torch = pytest.importorskip("torch", reason="torch is not installed: `make real` has an environment of its own")
 transformers = pytest.importorskip("transformers")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 
 pytestmark = pytest.mark.real
@@ -46,6 +50,24 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("GemmaConfig", {"head_dim": 8}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
+DEEPSEEK: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 160,
+    "hidden_size": 144,
+    "intermediate_size": 272,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
+EDGE = 16  # of a block: transformers wants all of them whole
 SHARDS = {"base": "20KB", "post": "10KB", "new_base": "1GB"}
 
 
@@ -105,9 +127,9 @@ def merged_in_memory(models: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def load(path: Path) -> Any:
+def load(path: Path, **settings: Any) -> Any:
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.bfloat16, output_loading_info=True
+        path, dtype=torch.bfloat16, output_loading_info=True, **settings
     )
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         assert not info[problem], problem
@@ -129,6 +151,82 @@ def test_a_merged_model_loads_and_computes_what_one_merged_in_memory_does(archit
         assert loaded.generate(ids[:, :4], max_new_tokens=8, do_sample=False).shape[1] > 4
     tied = bool(loaded.config.tie_word_embeddings)
     assert tied == (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight)
+
+
+def to_block_scaled_fp8(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Write the projections of a checkpoint as DeepSeek-V3 has them; return what they mean, in f64."""
+    meant = {}
+    for file in path.glob("*.safetensors"):
+        tensors = safetensors_torch.load_file(file)
+        for name in [name for name in tensors if name.endswith("_proj.weight") or "_proj_with_mqa" in name]:
+            quantised, scales = quantise(tensors[name].double().numpy(), EDGE)
+            meant[name] = dequantise(quantised, scales, EDGE)
+            tensors[name] = torch.from_numpy(quantised.view(np.uint8)).view(torch.float8_e4m3fn)
+            tensors[f"{name}_scale_inv"] = torch.from_numpy(scales)
+        safetensors_torch.save_file(tensors, file, {"format": "pt"})
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        content = json.loads(index.read_text())
+        places = content["weight_map"]
+        places.update({f"{name}_scale_inv": places[name] for name in meant})
+        index.write_text(json.dumps(content))
+    config = json.loads((path / "config.json").read_text())
+    settings = {**FP8["quantization_config"], "weight_block_size": [EDGE, EDGE]}
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    return meant
+
+
+def fused_experts(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state as the model holds it: what files keep by expert in one tensor a layer, gate and up together."""
+    fused = {name: tensor for name, tensor in state.items() if ".experts." not in name}
+    for layer in {name.partition(".experts.")[0] for name in state if ".experts." in name}:
+        experts = range(DEEPSEEK["n_routed_experts"])
+
+        def of(expert: int, projection: str, layer: str = layer) -> Any:
+            return state[f"{layer}.experts.{expert}.{projection}.weight"]
+
+        gate_up = [torch.cat([of(expert, "gate_proj"), of(expert, "up_proj")]) for expert in experts]
+        fused[f"{layer}.experts.gate_up_proj"] = torch.stack(gate_up)
+        fused[f"{layer}.experts.down_proj"] = torch.stack([of(expert, "down_proj") for expert in experts])
+    return fused
+
+
+def stored(path: Path) -> dict[str, Any]:
+    return {name: tensor for f in path.glob("*.safetensors") for name, tensor in safetensors_torch.load_file(f).items()}
+
+
+@pytest.mark.parametrize("fp8", ["dequantise", "requantise"])
+def test_deepseek_in_block_scaled_fp8(fp8: Literal["dequantise", "requantise"], tmp_path: Path) -> None:
+    models = variants(transformers.DeepseekV3Config(**{**SMALL, **DEEPSEEK}))
+    save(models, tmp_path)
+    meant = {role: to_block_scaled_fp8(tmp_path / role) for role in SHARDS}
+    assert len(meant["base"]) > 30
+    inputs = {role: stored(tmp_path / role) for role in SHARDS}
+    policies = paramdelta.Policies(fp8=fp8)
+    paramdelta.merge(tmp_path / "post", tmp_path / "base", tmp_path / "new_base", tmp_path / "out", policies=policies)
+    sums = {name: meant["post"][name] - meant["base"][name] + new for name, new in meant["new_base"].items()}
+    state = {}
+    for name, new in inputs["new_base"].items():
+        if name in sums and fp8 == "dequantise":
+            state[name] = torch.from_numpy(to_bf16(sums[name])).view(torch.bfloat16)
+        elif name in sums:
+            state[name] = torch.from_numpy(dequantise(*quantise(sums[name], EDGE), EDGE)).bfloat16()
+        elif new.dtype == torch.bfloat16:
+            bits = expected_bits(*(codes(inputs[role][name]) for role in ("post", "base", "new_base")))
+            state[name] = torch.from_numpy(bits).view(torch.bfloat16)
+    settings = (
+        {"quantization_config": transformers.FineGrainedFP8Config(dequantize=True)} if fp8 == "requantise" else {}
+    )
+    loaded = load(tmp_path / "out", **settings)
+    reference = transformers.AutoModelForCausalLM.from_config(models["base"].config, dtype=torch.bfloat16).eval()
+    reference.load_state_dict(fused_experts(state))
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        if fp8 == "dequantise":
+            assert torch.equal(loaded(ids).logits, reference(ids).logits)
+        for one, other in zip(loaded.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=2**-6, atol=0)  # transformers rounds scales to bf16, too
+        assert loaded.generate(ids[:, :4], max_new_tokens=8, do_sample=False).shape[1] > 4
 
 
 def test_the_tokenizer_and_the_chat_template_are_posts(tmp_path: Path) -> None:

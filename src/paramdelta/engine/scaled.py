@@ -2,7 +2,7 @@
 
 A code of E4M3 times the scale of its block, F32 or BF16, is exact in f64; so sums are as exact as those of plain
 weights, and rounded once. To write block-scaled weights, a block's sums are held, their largest magnitude decides the
-scale, and each is divided by it and rounded to E4M3 once: the quotient is rounded to odd first.
+scale, and each is divided by it and rounded to E4M3: to what the exact sum's quotient is nearest to.
 
 Arrays that describe operands have a row for each, new, post, base, post, base, …: ``formats`` (fraction bits, exponent
 bits, top), ``forms`` (bytes of a scale or 0, rows and columns of a block, columns of the scale matrix). ``addresses``
@@ -23,7 +23,6 @@ from paramdelta.engine.arithmetic import (
     encode,
     load,
     one_format,
-    round_to_odd,
     settle,
     store,
     width_of,
@@ -227,9 +226,9 @@ def quantise(
     """Write sums / scale in E4M3, rounded once, and add up the squares of what that loses and of the sums."""
     quotients, back = values[4], values[5]
     for i in range(size):
-        quotient = sums[i] / scale
-        # Only where the quotient is a tie does the remainder's sign matter, and there it is exact: few bits times few.
-        quotients[i] = round_to_odd(quotient, sums[i] - quotient * scale)
+        # Rounded, a quotient is a tie of E4M3 only where it is one exactly: f64 holds tie * scale, and the next sum
+        # above or below it is more than half a unit of the quotient away, for a scale's significand is less than 2.
+        quotients[i] = sums[i] / scale
     encode(quotients, 3, 4, 0x7E, size, codes[3])
     settle(codes[3], codes[4], codes[5], codes[0], codes[0], 3, 4, 0x7E, size, counters)
     store(codes[3], 1, size, out)
