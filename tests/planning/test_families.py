@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -9,19 +10,23 @@ import numpy as np
 import pytest
 
 import paramdelta
-from paramdelta.errors import MismatchError
+from paramdelta.errors import CheckpointError, MismatchError
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.policies import Policies
 from paramdelta.planning.recipe import Recipe
-from tests.make import Tensor, llama_shapes, normal, sparse_checkpoint, write_checkpoint
+from tests import oracle
+from tests.make import Tensor, encode, llama_shapes, normal, sparse_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROLES = ("post", "base", "new")
 LLAMA: dict[str, Any] = {"model_type": "llama", "tie_word_embeddings": False}
 QWEN: dict[str, Any] = {"model_type": "qwen2", "tie_word_embeddings": True}
+CODES: dict[str, Any] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
+INDEX = "model.safetensors.index.json"
 
 
 def plan_of(root: Path, **options: Any) -> Plan:
@@ -33,8 +38,12 @@ def plan_of(root: Path, **options: Any) -> Plan:
 def small(root: Path, role: str, config: dict[str, Any] | None, *, vocab: int = 24, tied: bool = False) -> Path:
     """Write a Llama-shaped checkpoint with other weights in each role."""
     shapes = llama_shapes(hidden=8, layers=1, vocab=vocab, intermediate=8, kv=8, tied=tied)
-    tensors = {name: normal(shape, seed=ROLES.index(role)) for name, shape in shapes.items()}
-    return write_checkpoint(root / role, tensors, config=config)
+    return write_checkpoint(root / role, weights(role, shapes), config=config)
+
+
+def weights(role: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return other weights for each role and each tensor: a head must not be taken for the embeddings unnoticed."""
+    return {name: normal(shape, seed=3 * n + ROLES.index(role)) for n, (name, shape) in enumerate(shapes.items())}
 
 
 def merged(root: Path, **options: Any) -> Path:
@@ -44,13 +53,23 @@ def merged(root: Path, **options: Any) -> Path:
     return root / "out"
 
 
+def stored(path: Path) -> dict[str, tuple[str, Any]]:
+    """Return dtype and codes of the tensors of all shards, read by nothing but the format's definition."""
+    found = {}
+    for file in path.glob("model*.safetensors"):
+        raw = file.read_bytes()
+        length = int.from_bytes(raw[:8], "little")
+        for name, entry in json.loads(raw[8 : 8 + length]).items():
+            if name != "__metadata__":
+                begin, end = (8 + length + offset for offset in entry["data_offsets"])
+                codes = np.frombuffer(raw[begin:end], CODES[entry["dtype"]]).reshape(entry["shape"])
+                found[name] = entry["dtype"], codes
+    return found
+
+
 def matrix(path: Path, name: str) -> Any:
-    """Return a BF16 tensor's codes, read by nothing but the format's definition."""
-    raw = (path / "model.safetensors").read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    entry = json.loads(raw[8 : 8 + length])[name]
-    begin, end = (8 + length + offset for offset in entry["data_offsets"])
-    return np.frombuffer(raw[begin:end], np.uint16).reshape(entry["shape"])
+    """Return a tensor's codes."""
+    return stored(path)[name][1]
 
 
 def added(post: Any, base: Any, new: Any) -> Any:
@@ -71,9 +90,8 @@ def distilled(tmp_path: Path) -> Path:
     """R1-Distill-Qwen-1.5B, Qwen2.5-Math-1.5B, Qwen2.5-1.5B: untied, tied, tied; 28 layers, 151936 rows."""
     for role, tied in (("post", False), ("base", True), ("new", True)):
         shapes = llama_shapes(hidden=2, layers=28, vocab=151936, intermediate=4, kv=2, tied=tied)
-        tensors = {name: normal(shape, seed=ROLES.index(role)) for name, shape in shapes.items()}
         config = {"model_type": "qwen2", "tie_word_embeddings": tied, "vocab_size": 151936}
-        write_checkpoint(tmp_path / role, tensors, config=config)
+        write_checkpoint(tmp_path / role, weights(role, shapes), config=config)
     return tmp_path
 
 
@@ -103,13 +121,18 @@ def test_tied_in_all_stays_tied_and_the_config_is_kept_byte_for_byte(tmp_path: P
     assert (merged(tmp_path) / "config.json").read_bytes() == (tmp_path / "new/config.json").read_bytes()
 
 
-def test_an_untied_new_base_takes_a_tied_delta_for_its_head(tmp_path: Path) -> None:
-    small(tmp_path, "post", QWEN, tied=True)
-    small(tmp_path, "base", QWEN, tied=True)
-    small(tmp_path, "new", QWEN | {"tie_word_embeddings": False})
+@pytest.mark.parametrize("ties", [*itertools.product((True, False), repeat=3)], ids=str)
+def test_the_head_of_a_tied_checkpoint_is_its_embeddings_whichever_are_tied(
+    tmp_path: Path, ties: tuple[bool, bool, bool]
+) -> None:
+    for role, tied in zip(ROLES, ties, strict=True):
+        small(tmp_path, role, QWEN | {"tie_word_embeddings": tied}, tied=tied)
     out = merged(tmp_path)
-    expected = added(matrix(tmp_path / "post", EMBED), matrix(tmp_path / "base", EMBED), matrix(tmp_path / "new", HEAD))
-    assert np.array_equal(matrix(out, HEAD), expected)
+    assert (HEAD in stored(out)) == (not all(ties))
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] == all(ties)
+    heads = (matrix(tmp_path / role, EMBED if tied else HEAD) for role, tied in zip(ROLES, ties, strict=True))
+    assert np.array_equal(matrix(out, EMBED if all(ties) else HEAD), added(*heads))
+    assert np.array_equal(matrix(out, EMBED), added(*(matrix(tmp_path / role, EMBED) for role in ROLES)))
 
 
 @pytest.mark.parametrize(("model_type", "ties"), [("gemma2", True), ("llama", False), ("qwen2", False)])
@@ -152,6 +175,14 @@ def test_the_language_models_part_of_a_config_decides_where_the_whole_is_silent(
     assert matrix(out, HEAD).shape == (24, 8)
 
 
+def test_a_language_model_inside_another_says_itself_that_it_is_tied(tmp_path: Path) -> None:
+    """A part of type llama would not be tied by default."""
+    for role in ROLES:
+        small(tmp_path, role, {"model_type": "llava", "text_config": LLAMA | {"tie_word_embeddings": True}}, tied=True)
+    assert plan_of(tmp_path).warnings == ()
+    assert (merged(tmp_path) / "config.json").read_bytes() == (tmp_path / "new/config.json").read_bytes()
+
+
 def test_a_lone_head_is_tied_the_other_way(tmp_path: Path) -> None:
     for role in ROLES:
         path = small(tmp_path, role, QWEN, tied=True)
@@ -170,6 +201,10 @@ def test_a_lone_head_is_tied_the_other_way(tmp_path: Path) -> None:
 
 LLAMA_TULU = {"post": 128264, "base": 128256, "new": 128256}  # 8 tokens added, as in Tülu 3
 QWEN_PADDING = {"post": 151665, "base": 151936, "new": 152064}
+QWEN_SMALL_BASE = {"post": 152064, "base": 151936, "new": 152064}
+SIZES = pytest.mark.parametrize(
+    "rows", [LLAMA_TULU, QWEN_PADDING, QWEN_SMALL_BASE], ids=["Llama", "Qwen", "Qwen, base smallest"]
+)
 
 
 def vocabularies(root: Path, rows: dict[str, int]) -> Path:
@@ -185,7 +220,7 @@ def vocabularies(root: Path, rows: dict[str, int]) -> Path:
     return root
 
 
-@pytest.mark.parametrize("rows", [LLAMA_TULU, QWEN_PADDING], ids=["Llama", "Qwen"])
+@SIZES
 def test_vocabularies_of_different_size_are_an_error_that_explains_the_choice(
     tmp_path: Path, rows: dict[str, int]
 ) -> None:
@@ -195,7 +230,7 @@ def test_vocabularies_of_different_size_are_an_error_that_explains_the_choice(
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("rows", [LLAMA_TULU, QWEN_PADDING], ids=["Llama", "Qwen"])
+@SIZES
 @pytest.mark.parametrize("vocab", ["pad", "truncate", "new-base", "post"])
 def test_rows_are_made_as_the_policy_says(tmp_path: Path, rows: dict[str, int], vocab: str) -> None:
     out = merged(vocabularies(tmp_path, rows), vocab=vocab)
@@ -227,6 +262,33 @@ def test_padding_reads_every_row_once_and_the_plan_survives_json(tmp_path: Path)
     assert [part.elements for part in embed.parts] == [128256 * 2, 8 * 2]
     assert plan.bytes_read == sum(2 * 2 * 2 * rows for rows in LLAMA_TULU.values()) + 3 * 2 * 2
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@pytest.mark.parametrize("vocab", ["pad", "truncate", "new-base", "post"])
+@pytest.mark.parametrize("posts", [22, 26])
+def test_rows_of_an_untied_post_on_a_tied_new_base(tmp_path: Path, vocab: str, posts: int) -> None:
+    """A derivative like R1-Distill-Qwen-1.5B whose vocabulary was resized, too."""
+    small(tmp_path, "post", QWEN | {"tie_word_embeddings": False, "vocab_size": posts}, vocab=posts)
+    for role in ("base", "new"):
+        small(tmp_path, role, QWEN | {"vocab_size": 24}, tied=True)
+    plan = plan_of(tmp_path, vocab=vocab)
+    rows = {"pad": max(posts, 24), "truncate": min(posts, 24), "new-base": 24, "post": posts}[vocab]
+    assert (plan.operations[-1].name, plan.operations[-1].op) == (HEAD, "untie")
+    (warning,) = (warning for warning in plan.warnings if warning.code == "vocab")
+    assert f"{EMBED}: new base [24, 8], post [{posts}, 8], base [24, 8]; {rows} rows in the output" in warning.message
+    out = merged(tmp_path, vocab=vocab)
+    assert json.loads((out / "config.json").read_text()) == {
+        "model_type": "qwen2",
+        "tie_word_embeddings": False,
+        "vocab_size": rows,
+    }
+    base, new = (matrix(tmp_path / role, EMBED) for role in ("base", "new"))
+    common = min(rows, posts, 24)
+    for name in (EMBED, HEAD):
+        post = matrix(tmp_path / "post", name)
+        rest = (post if posts > 24 else new)[common:rows]
+        expected = np.concatenate([added(post[:common], base[:common], new[:common]), rest])
+        assert np.array_equal(matrix(out, name), expected)
 
 
 def test_ids_that_stand_for_other_tokens_are_named(tmp_path: Path) -> None:
@@ -272,6 +334,81 @@ def test_settings_that_matter_and_differ_are_said(tmp_path: Path) -> None:
     assert config["eos_token_id"] == [128001, 128009]
 
 
+QWEN_EPS, LLAMA_EPS = 1e-06, 1e-05
+LLAMA_3 = {"rope_type": "default", "rope_theta": 5e5}
+LLAMA_31 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["", "text_config"])
+@pytest.mark.parametrize("other", ROLES)
+@pytest.mark.parametrize(
+    ("key", "usual", "unusual"),
+    [
+        ("rms_norm_eps", QWEN_EPS, LLAMA_EPS),
+        ("rope_theta", 1e6, 1e4),
+        ("rope_scaling", None, LLAMA_31),
+        ("rope_parameters", LLAMA_3, LLAMA_31),
+        ("max_position_embeddings", 131072, 4096),
+        ("sliding_window", None, 4096),
+    ],
+)
+def test_a_setting_that_one_of_them_has_otherwise_is_shown_and_stays_the_new_bases(
+    tmp_path: Path, key: str, usual: Any, unusual: Any, other: str, inside: bool
+) -> None:
+    """Qwen2.5 and its Math models differ in theta and length, some bases and their Instruct in epsilon."""
+    values = {role: unusual if role == other else usual for role in ROLES}
+    for role, value in values.items():
+        config = LLAMA | {key: value}
+        small(tmp_path, role, {"model_type": "llava", "text_config": config} if inside else config)
+        (tmp_path / role / "tokenizer.json").write_text("{}")
+    (warning,) = plan_of(tmp_path).warnings
+    shown = ", ".join(f"{name} {json.dumps(values[name.split()[0]])}" for name in ("new base", "post", "base"))
+    assert warning.code == "config-differs"
+    assert warning.message.startswith(f"{key} differs")
+    assert warning.message.endswith(f": {shown}")
+    assert (merged(tmp_path) / "config.json").read_bytes() == (tmp_path / "new/config.json").read_bytes()
+
+
+EOS = {"Llama 3": 128001, "Llama 3 Instruct": 128009, "Llama 3.1 Instruct": [128001, 128008, 128009]}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["", "text_config"])
+@pytest.mark.parametrize(("post", "new"), [*itertools.permutations(EOS, 2)])
+def test_special_tokens_are_posts_in_the_config_and_for_generation(
+    tmp_path: Path, post: str, new: str, inside: bool
+) -> None:
+    pads = {"post": 128004, "base": None, "new": None}
+    begins = {"post": 128006, "base": 128000, "new": 128000}
+    for role, model in (("post", post), ("base", "Llama 3"), ("new", new)):
+        ids = {"bos_token_id": begins[role], "eos_token_id": EOS[model], "pad_token_id": pads[role]}
+        config = LLAMA | ids | {"rope_theta": 5e5}
+        small(tmp_path, role, {"model_type": "llava", "text_config": config} if inside else config)
+        (tmp_path / role / "tokenizer.json").write_text("{}")
+        (tmp_path / role / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS[model], "of": role}))
+        (tmp_path / role / "chat_template.jinja").write_text(role)
+    out = merged(tmp_path)
+    config = json.loads((out / "config.json").read_text())
+    posts, news = (json.loads((tmp_path / role / "config.json").read_text()) for role in ("post", "new"))
+    assert posts != news
+    assert config == posts
+    assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": EOS[post], "of": "post"}
+    assert (out / "chat_template.jinja").read_text() == "post"
+    corrected = [warning.message for warning in plan_of(tmp_path).warnings if warning.code == "config-corrected"]
+    assert len(corrected) == 1
+    assert f"eos_token_id {json.dumps(EOS[new])} → {json.dumps(EOS[post])}" in corrected[0]
+
+
+def test_special_tokens_stay_the_new_bases_with_its_tokenizer(tmp_path: Path) -> None:
+    for role, rows in LLAMA_TULU.items():
+        vocabularies(tmp_path, {role: rows})
+        config = LLAMA | {"vocab_size": rows, "eos_token_id": 128263 if role == "post" else 128001}
+        (tmp_path / role / "config.json").write_text(json.dumps(config))
+        (tmp_path / role / "generation_config.json").write_text(role)
+    out = merged(tmp_path, vocab="truncate")
+    assert (out / "config.json").read_bytes() == (tmp_path / "new/config.json").read_bytes()
+    assert (out / "generation_config.json").read_text() == "new"
+
+
 def test_python_files_go_along_only_for_those_who_trust_them(tmp_path: Path) -> None:
     for role in ROLES:
         small(tmp_path, role, LLAMA | ({"auto_map": {"AutoModel": "modeling.M"}} if role == "new" else {}))
@@ -290,6 +427,159 @@ def test_python_files_go_along_only_for_those_who_trust_them(tmp_path: Path) -> 
         "paramdelta.json",
         "recipe.yaml",
     }
+
+
+# -- files beside the weights, and their names ---------------------------------------------------------------------
+
+
+def renamed(root: Path, names: dict[str, str]) -> Path:
+    """Give shards other names, in the index too."""
+    index = (root / INDEX).read_text()
+    for old, new in names.items():
+        (root / old).rename(root / new)
+        index = index.replace(old, new)
+    (root / INDEX).write_text(index)
+    return root
+
+
+def in_shards(root: Path, role: str, names: Sequence[str]) -> Path:
+    """Write a small checkpoint in shards of these names."""
+    count = len(names)
+    shapes = llama_shapes(hidden=8, layers=1, vocab=24, intermediate=8, kv=8)
+    write_checkpoint(root / role, weights(role, shapes), shards=count, config=LLAMA)
+    return renamed(root / role, {f"model-{n:05}-of-{count:05}.safetensors": name for n, name in enumerate(names, 1)})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("model-00001-of-000002.safetensors", "model-00002-of-000002.safetensors"),
+        ("model-000001-of-000002.safetensors", "model-000002-of-000002.safetensors"),
+        ("model-00001-of-00002.safetensors", "model-00002-of-000002.safetensors"),
+    ],
+    ids=["R1-Distill", "six digits", "mixed"],
+)
+def test_shard_names_of_any_number_of_digits_are_read_and_kept(tmp_path: Path, names: tuple[str, str]) -> None:
+    in_shards(tmp_path, "post", [f"model-{n:05}-of-000003.safetensors" for n in (1, 2, 3)])
+    in_shards(tmp_path, "base", [f"model-{n:05}-of-00004.safetensors" for n in (1, 2, 3, 4)])
+    in_shards(tmp_path, "new", names)
+    out = merged(tmp_path)
+    assert {file.name for file in out.glob("*.safetensors")} == set(names)
+    maps = [json.loads((root / INDEX).read_text())["weight_map"] for root in (out, tmp_path / "new")]
+    assert maps[0] == maps[1]
+    triple = [stored(tmp_path / role) for role in ROLES]
+    for name, (_, codes) in stored(out).items():
+        assert np.array_equal(codes, added(*(tensors[name][1] for tensors in triple)))
+    assert paramdelta.merge(*(tmp_path / role for role in ROLES), out).already_complete
+
+
+def test_shards_with_six_digits_and_no_index_are_no_model_even_beside_one(tmp_path: Path) -> None:
+    for role in ROLES:
+        in_shards(tmp_path, role, [f"model-{n:05}-of-000002.safetensors" for n in (1, 2)])
+    (tmp_path / "post" / INDEX).unlink()
+    write_checkpoint(tmp_path / "post", {"w": normal((2,))})
+    with pytest.raises(CheckpointError, match=r"3 \.safetensors files and no index.*'model-00001-of-000002\."):
+        plan_of(tmp_path)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("code", [False, True])
+def test_other_copies_of_the_weights_are_neither_read_nor_copied(tmp_path: Path, shards: int, code: bool) -> None:
+    """As Meta and Mistral have them: original/consolidated.00.pth and its tokenizer, consolidated.safetensors."""
+    shapes = llama_shapes(hidden=8, layers=1, vocab=24, intermediate=8, kv=8)
+    for role in ROLES:
+        root = write_checkpoint(tmp_path / role, weights(role, shapes), shards=shards, config=LLAMA)
+        (root / "original").mkdir()
+        for name in (
+            *("consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model", "modeling.py"),
+            *("generation_config.json", "model.safetensors", "x.safetensors", "y.safetensors.index.json"),
+        ):
+            (root / "original" / name).write_bytes(b"junk")
+        for name in (
+            *("consolidated.safetensors", "consolidated.safetensors.index.json", "consolidated.00.pth"),
+            *("pytorch_model.bin", "params.json", "optimizer.pt", "README.md", "recipe.yaml"),
+        ):
+            (root / name).write_bytes(b"junk")
+        (root / "tokenizer.json").write_text("{}")
+    out = merged(tmp_path, trust_remote_code=code)
+    documents = {"README.md", "paramdelta.json", "recipe.yaml", "config.json", "tokenizer.json"}
+    weight_files = {file.name for file in (tmp_path / "new").glob("model*")}
+    assert {str(path.relative_to(out)) for path in out.rglob("*")} == documents | weight_files
+    assert b"junk" not in b"".join((out / name).read_bytes() for name in documents)
+    triple = [stored(tmp_path / role) for role in ROLES]
+    for name, (_, codes) in stored(out).items():
+        assert np.array_equal(codes, added(*(tensors[name][1] for tensors in triple)))
+
+
+# -- checkpoints saved in other dtypes -----------------------------------------------------------------------------
+
+FLOATS = ("BF16", "F16", "F32")
+MIXED = [dtypes for dtypes in itertools.product(FLOATS, repeat=3) if len({*dtypes}) > 1]
+
+
+def saved_in(root: Path, role: str, dtype: str, *, vocab: int = 24, tied: bool = False) -> Path:
+    """Write weights of several magnitudes; some norms have the same bits in all roles, others sums just off a tie."""
+    shapes = llama_shapes(hidden=8, layers=1, vocab=vocab, intermediate=8, kv=8, tied=tied)
+    tensors: dict[str, Tensor] = {}
+    for number, (name, shape) in enumerate(shapes.items()):
+        scale = (0.02, 1.0, 1e-6, 30.0)[number % 4]  # F16 has only subnormals near 1e-6
+        tensors[name] = normal(shape, dtype, seed=3 * number + ROLES.index(role), scale=scale)
+    same = np.arange(0x3C00, 0x3C08) << (16 if dtype == "F32" else 0)
+    tensors["model.norm.weight"] = dtype, (8,), same.astype(CODES[dtype]).tobytes()
+    near = {"post": [1 + 2**-8, 1 + 2**-11] * 4, "base": [0.0] * 8, "new": [2.0**-24] * 8}[role]
+    tensors["model.layers.0.input_layernorm.weight"] = dtype, (8,), encode(near, dtype)
+    return write_checkpoint(root / role, tensors, config={"tie_word_embeddings": tied, "vocab_size": vocab})
+
+
+def exact(operands: Iterable[tuple[str, Any]], out: str) -> list[int]:
+    """Return the codes of post - base + new in whole numbers, rounded once."""
+    (post_dtype, post), (base_dtype, base), (new_dtype, new) = operands
+    rows = zip(new.ravel().tolist(), post.ravel().tolist(), base.ravel().tolist(), strict=True)
+    return [oracle.fuse(n, p, b, (new_dtype, post_dtype, base_dtype), out)[0] for n, p, b in rows]
+
+
+@pytest.mark.parametrize("dtypes", MIXED, ids="-".join)
+def test_every_element_of_a_triple_saved_in_several_dtypes_is_exact(
+    tmp_path: Path, dtypes: tuple[str, str, str]
+) -> None:
+    for role, dtype in zip(ROLES, dtypes, strict=True):
+        saved_in(tmp_path, role, dtype)
+    found = stored(merged(tmp_path))
+    triple = [stored(tmp_path / role) for role in ROLES]
+    assert found.keys() == triple[2].keys()
+    for name, (dtype, codes) in found.items():
+        assert dtype == dtypes[2]
+        assert codes.ravel().tolist() == exact([tensors[name] for tensors in triple], dtype), name
+
+
+@pytest.mark.parametrize(("option", "out", "said"), [("f16", "F16", "float16"), ("f32", "F32", "float32")])
+def test_a_dtype_that_is_asked_for_is_the_whole_outputs_and_its_configs(
+    tmp_path: Path, option: str, out: str, said: str
+) -> None:
+    for role, dtype in zip(ROLES, ("F32", "F16", "BF16"), strict=True):
+        saved_in(tmp_path, role, dtype)
+    (tmp_path / "new/config.json").write_text(json.dumps(LLAMA | {"torch_dtype": "bfloat16"}))
+    path = merged(tmp_path, dtype=option)
+    triple = [stored(tmp_path / role) for role in ROLES]
+    for name, (dtype, codes) in stored(path).items():
+        assert dtype == out
+        assert codes.ravel().tolist() == exact([tensors[name] for tensors in triple], out), name
+    assert json.loads((path / "config.json").read_text())["torch_dtype"] == said
+
+
+@pytest.mark.parametrize("dtypes", MIXED, ids="-".join)
+def test_rows_and_heads_of_other_dtypes_are_exact_too(tmp_path: Path, dtypes: tuple[str, str, str]) -> None:
+    """An untied post with more tokens on a tied new base: new rows are post's, rounded to the new base's dtype."""
+    for role, dtype in zip(ROLES, dtypes, strict=True):
+        saved_in(tmp_path, role, dtype, vocab=26 if role == "post" else 24, tied=role != "post")
+    found = stored(merged(tmp_path, vocab="pad"))
+    base, new = (stored(tmp_path / role)[EMBED] for role in ("base", "new"))
+    for name in (EMBED, HEAD):
+        kind, post = stored(tmp_path / "post")[name]
+        common = exact([(kind, post[:24]), base, new], dtypes[2])
+        rest = [oracle.round_once(oracle.decode(code, kind), dtypes[2]) for code in post[24:].ravel().tolist()]
+        assert found[name][0] == dtypes[2]
+        assert found[name][1].ravel().tolist() == common + rest, name
 
 
 # -- layouts of the real families ------------------------------------------------------------------------------------
