@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from tests.make import Tensor, encode, llama_shapes, normal, sparse_checkpoint, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROLES = ("post", "base", "new")
@@ -291,6 +291,15 @@ def test_rows_of_an_untied_post_on_a_tied_new_base(tmp_path: Path, vocab: str, p
         assert np.array_equal(matrix(out, name), expected)
 
 
+def test_a_bias_of_the_head_gets_as_many_rows_as_the_head(tmp_path: Path) -> None:
+    for role, rows in (("post", 26), ("base", 24), ("new", 24)):
+        shapes: dict[str, tuple[int, ...]] = {EMBED: (rows, 2), HEAD: (rows, 2), "lm_head.bias": (rows,)}
+        write_checkpoint(tmp_path / role, weights(role, shapes), config=LLAMA)
+    out = merged(tmp_path, vocab="pad")
+    post, base, new = (matrix(tmp_path / role, "lm_head.bias") for role in ROLES)
+    assert np.array_equal(matrix(out, "lm_head.bias"), np.concatenate([added(post[:24], base, new), post[24:]]))
+
+
 def test_ids_that_stand_for_other_tokens_are_named(tmp_path: Path) -> None:
     vocabularies(tmp_path, {"post": 6, "base": 6, "new": 6})
     for role, last in (("post", "<eom>"), ("base", "<reserved>"), ("new", "<eom>")):
@@ -470,7 +479,8 @@ def test_shard_names_of_any_number_of_digits_are_read_and_kept(tmp_path: Path, n
     triple = [stored(tmp_path / role) for role in ROLES]
     for name, (_, codes) in stored(out).items():
         assert np.array_equal(codes, added(*(tensors[name][1] for tensors in triple)))
-    assert paramdelta.merge(*(tmp_path / role for role in ROLES), out).already_complete
+    post, base, new = (tmp_path / role for role in ROLES)
+    assert paramdelta.merge(post, base, new, out).already_complete
 
 
 def test_shards_with_six_digits_and_no_index_are_no_model_even_beside_one(tmp_path: Path) -> None:
@@ -509,6 +519,14 @@ def test_other_copies_of_the_weights_are_neither_read_nor_copied(tmp_path: Path,
     triple = [stored(tmp_path / role) for role in ROLES]
     for name, (_, codes) in stored(out).items():
         assert np.array_equal(codes, added(*(tensors[name][1] for tensors in triple)))
+
+
+def test_a_lone_numbered_file_is_the_model_beside_a_consolidated_copy(tmp_path: Path) -> None:
+    for role in ROLES:
+        root = small(tmp_path, role, LLAMA)
+        (root / "model.safetensors").rename(root / "model-00001-of-000001.safetensors")
+        (root / "consolidated.safetensors").write_bytes(b"junk")
+    assert {Path(file.path).name for file in plan_of(tmp_path).files} == {"model-00001-of-000001.safetensors"}
 
 
 # -- checkpoints saved in other dtypes -----------------------------------------------------------------------------
