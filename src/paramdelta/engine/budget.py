@@ -40,7 +40,7 @@ class Shape:
     Attributes:
         operands: most ranges that any part of an operation is read from: source tensors, and their scales.
         bytes_per_byte: most input bytes for one output byte, rounded up.
-        grain: most bytes of output that are made together, or not at all.
+        grain: most bytes of a row of blocks that is written, which windows do not cut; 1 where there are none.
         edges: most bytes of scales that a window needs beyond those of its share.
     """
 
@@ -55,7 +55,8 @@ class Shape:
         operands = bytes_per_byte = grain = 1
         edges = 0
         for operation in operations:
-            grain = max(grain, operation.grain * operation.itemsize)
+            if operation.blocks is not None:
+                grain = max(grain, operation.grain * operation.itemsize)
             for part in operation.parts:
                 if not part.operands:
                     continue
