@@ -244,7 +244,7 @@ def merge_recipe(
 
         outcome = pipeline.run(made, budget, io, directory, on_progress, cancelled)
         if outcome.nonfinite and not allow_nonfinite:
-            raise _nonfinite(outcome)
+            raise _nonfinite(made, outcome)
         documents = _documents(made, path)
         directory.publish(_receipt(made, outcome, documents), documents)
     return _result(path, made, started, outcome, budget)
@@ -345,17 +345,19 @@ def _relative_error(lost: Requantised) -> float:
     return math.sqrt(lost.error / lost.size) if lost.size else 0.0
 
 
-def _nonfinite(outcome: Outcome) -> NonFiniteError:
+def _nonfinite(plan: Plan, outcome: Outcome) -> NonFiniteError:
     shown = [
         f"  {printable(clipped(name))}: {n.infinities:,} Inf, {n.nans:,} NaN"
         for name, n in list(outcome.nonfinite.items())[:10]
     ]
     more = len(outcome.nonfinite) - len(shown)
     lines = ["elements became infinite or NaN that no input simply passes on:", *shown]
+    narrow = {each.dtype for each in plan.operations if each.name in outcome.nonfinite} & {"F16", "F8_E4M3", "F8_E5M2"}
+    wider = f" Numbers may be too large for {', '.join(sorted(narrow))}: --dtype bf16 holds them." if narrow else ""
     return NonFiniteError(
         "\n".join([*lines, f"  and {more:,} more tensors"] if more else lines),
         tensor=next(iter(outcome.nonfinite)),
-        remedy="Nothing was published. Check the inputs, or use --allow-nonfinite to publish such a result.",
+        remedy=f"Nothing was published. Check the inputs, or use --allow-nonfinite to publish such a result.{wider}",
     )
 
 

@@ -7,10 +7,14 @@ from hypothesis import strategies as st
 from paramdelta.planning.differences import Difference, refuse
 
 MOST_LINES_PER_KIND = 20
+PLACES = [("new base", "n"), ("post", "models/evil\x1b[2J"), ("base", "b")]
 
 
 def lines(*differences: Difference) -> list[str]:
-    return refuse(differences).message.splitlines()
+    """The lines of the message, but for those that say where the checkpoints are."""
+    found = refuse(differences, PLACES).message.splitlines()
+    assert found[1:4] == ["  new base: n", "  post: 'models/evil\\x1b[2J'", "  base: b"]
+    return [found[0], *found[4:]]
 
 
 def layers(pattern: str, count: int, values: str = "", kind: str = "missing from post") -> list[Difference]:
@@ -74,7 +78,7 @@ def test_no_kind_has_more_than_so_many_lines(count: int, shown: int) -> None:
 
 
 def test_the_error_names_a_tensor_and_a_remedy() -> None:
-    error = refuse(layers("layers.{}.w", 3))
+    error = refuse(layers("layers.{}.w", 3), PLACES)
     assert error.tensor == "layers.0.w"
     assert error.exit_code == 4
     assert "same architecture" in str(error)
@@ -82,7 +86,7 @@ def test_the_error_names_a_tensor_and_a_remedy() -> None:
 
 @pytest.mark.parametrize("name", ["a{}b", "{}", "{0}.w", "a{}b.3", "{", "}", "{}{}7{}"])
 def test_braces_in_names_are_letters_like_others(name: str) -> None:
-    assert name in refuse([Difference("k", name, "")]).message
+    assert name in refuse([Difference("k", name, "")], PLACES).message
 
 
 @pytest.mark.parametrize("name", ["layer.007.w", "٣.w", "w.³", "00", "block_01"])
@@ -91,13 +95,13 @@ def test_a_name_with_unusual_numbers_is_shown_as_it_is(name: str) -> None:
 
 
 def test_a_name_with_a_number_of_any_length_is_shown() -> None:
-    found = refuse([Difference("k", "w." + "9" * 5_000, "")])
+    found = refuse([Difference("k", "w." + "9" * 5_000, "")], PLACES)
     assert "w.999" in found.message
 
 
 @given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=40, unique=True))
 def test_whatever_the_names_are_there_is_a_message(names: list[str]) -> None:
-    found = refuse([Difference("missing from post", name, "") for name in names])
+    found = refuse([Difference("missing from post", name, "") for name in names], PLACES)
     assert f"{len(names)} tensor" in found.message
 
 
@@ -108,12 +112,13 @@ def test_control_characters_in_names_never_reach_the_terminal(character: str) ->
             Difference("missing from post", f"evil{character}[2Jname.3", ""),
             Difference("missing from post", f"evil{character}[2Jname.4", ""),
             Difference("shapes differ", f"evil{character}[2Jother", "post [1], base [2]"),
-        ]
+        ],
+        PLACES,
     )
-    assert len(str(found).splitlines()) == 1 + 2 * 2 + 1
+    assert len(str(found).splitlines()) == 1 + 3 + 2 * 2 + 1
     assert all(line.isprintable() for line in str(found).splitlines())
 
 
 def test_a_message_of_absurd_names_stays_readable() -> None:
-    found = refuse([Difference("missing from post", chr(0x4E00 + n) * 100_000, "") for n in range(30)])
+    found = refuse([Difference("missing from post", chr(0x4E00 + n) * 100_000, "") for n in range(30)], PLACES)
     assert len(str(found)) < 10_000

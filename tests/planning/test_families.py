@@ -251,7 +251,8 @@ def test_rows_are_made_as_the_policy_says(tmp_path: Path, rows: dict[str, int], 
     config = json.loads((out / "config.json").read_text())
     assert config["vocab_size"] == wanted
     donor = json.loads((out / "tokenizer.json").read_text())["of"]
-    assert donor == ("post" if rows["post"] <= wanted and vocab != "new-base" else "new")
+    too_many = rows["post"] > wanted >= rows["new"]  # where both have too many rows the tokens decide
+    assert donor == ("new" if too_many or vocab == "new-base" else "post")
     assert json.loads((out / "tokenizer_config.json").read_text())["of"] == donor
 
 
@@ -318,6 +319,83 @@ def test_tokenizers_that_have_little_in_common_are_an_error(tmp_path: Path) -> N
         plan_of(tmp_path)
     assert plan_of(tmp_path, vocab="new-base").operations
     assert plan_of(tmp_path, exclude=(EMBED, HEAD)).operations
+
+
+def tokenizer_of(path: Path, tokens: int, *, begin: str = "t") -> None:
+    vocabulary = {f"{begin}{number}": number for number in range(tokens)}
+    (path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    (path / "chat_template.jinja").write_text(path.name)
+
+
+@pytest.mark.parametrize(
+    ("posts", "news", "donor"), [(24, 26, "post"), (26, 24, "new"), (24, 24, "post"), (25, 25, None)]
+)
+def test_no_tokenizer_has_more_ids_than_a_truncated_output_has_rows(
+    tmp_path: Path, posts: int, news: int, donor: str | None
+) -> None:
+    vocabularies(tmp_path, {"post": 26, "base": 24, "new": 26})
+    tokenizer_of(tmp_path / "post", posts)
+    tokenizer_of(tmp_path / "new", news)
+    if donor is None:
+        with pytest.raises(MismatchError, match="24 rows, and the tokenizers of post and new base have more ids"):
+            plan_of(tmp_path, vocab="truncate")
+        return
+    warnings = {warning.code: warning.message for warning in plan_of(tmp_path, vocab="truncate").warnings}
+    assert (merged(tmp_path, vocab="truncate") / "chat_template.jinja").read_text() == donor
+    assert ("post has 26 rows, the output 24" in warnings.get("tokenizer", "")) == (donor == "new")
+
+
+@pytest.mark.parametrize("vocab", ["error", "pad", "new-base"])
+def test_that_post_does_not_give_its_tokenizer_is_said(tmp_path: Path, vocab: str) -> None:
+    """The rows of embeddings and head are the new base's: with them go a tokenizer and what speaks of its tokens."""
+    vocabularies(tmp_path, {"post": 600, "base": 600, "new": 600})
+    for role in ROLES:
+        tokenizer_of(tmp_path / role, 600, begin="x" if role == "new" else "y")
+    plan = plan_of(tmp_path, vocab=vocab, exclude=(EMBED, HEAD))
+    (warning,) = (warning.message for warning in plan.warnings if warning.code == "tokenizer")
+    assert {car.donor for car in plan.sidecars} == {"new base"}
+    assert ("600 ids mean other tokens in post" in warning) == (vocab != "new-base")
+    assert ("--vocab new-base was chosen" in warning) == (vocab == "new-base")
+
+
+def test_rows_of_the_new_base_with_posts_tokens_have_posts_tokenizer(tmp_path: Path) -> None:
+    vocabularies(tmp_path, {"post": 6, "base": 6, "new": 6})
+    for role in ROLES:
+        tokenizer_of(tmp_path / role, 6)
+    plan = plan_of(tmp_path, exclude=(EMBED, HEAD))
+    assert {car.donor for car in plan.sidecars if car.name != "config.json"} == {"post"}
+    assert plan.warnings == ()
+
+
+def test_special_tokens_are_posts_even_where_its_tokenizer_files_are_missing(tmp_path: Path) -> None:
+    for role, eos in (("post", 128009), ("base", 128001), ("new", 128001)):
+        path = small(tmp_path, role, LLAMA | {"eos_token_id": eos})
+        (path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    out = merged(tmp_path)
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((out / name).read_text())["eos_token_id"] == 128009
+
+
+def test_what_is_taken_from_a_tied_new_base_is_not_written_twice(tmp_path: Path) -> None:
+    small(tmp_path, "post", QWEN | {"tie_word_embeddings": False})
+    for role in ("base", "new"):
+        small(tmp_path, role, QWEN, tied=True)
+    plan = plan_of(tmp_path, exclude=("lm_head*", "*embed*"))
+    assert [operation.name for operation in plan.operations].count(HEAD) == 0
+    assert [warning.code for warning in plan.warnings] == []
+    head_only = plan_of(tmp_path, exclude=("lm_head*",))
+    assert head_only.operations[-1].op == "copy"
+    assert {warning.code for warning in head_only.warnings} == {"untied", "config-corrected"}
+    embeddings_only = plan_of(tmp_path, exclude=("*embed*",))
+    assert embeddings_only.operations[-1].op == "untie"
+
+
+def test_a_head_that_is_left_out_ties_the_output(tmp_path: Path) -> None:
+    for role in ROLES:
+        small(tmp_path, role, LLAMA, tied=role == "base")
+    out = merged(tmp_path, on_missing="skip")
+    assert HEAD not in stored(out)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
 
 
 # -- settings that shapes do not show --------------------------------------------------------------------------------
@@ -643,3 +721,59 @@ def test_a_config_that_is_corrected_can_be_written_whatever_text_it_holds(tmp_pa
     assert all(len(warning.message) < 2_000 for warning in plan_of(tmp_path).warnings)
     config = json.loads((merged(tmp_path) / "config.json").read_bytes())
     assert config == json.loads(raw) | {"tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_rope_as_transformers_5_writes_it_is_the_same_rope(tmp_path: Path, role: str, scaled: bool) -> None:
+    scaling = {"rope_type": "llama3", "factor": 8.0}
+    for each in ROLES:
+        old = {"rope_theta": 5e5, "rope_scaling": scaling if scaled else None}
+        new = {"rope_parameters": {"rope_theta": 5e5, **(scaling if scaled else {"rope_type": "default"})}}
+        small(tmp_path, each, LLAMA | (new if each == role else old))
+    assert plan_of(tmp_path).warnings == ()
+
+
+def test_a_dtype_that_only_the_language_models_part_of_a_config_says_is_corrected(tmp_path: Path) -> None:
+    for role in ROLES:
+        small(tmp_path, role, {"model_type": "llava", "text_config": LLAMA | {"torch_dtype": "float16"}})
+    config = json.loads((merged(tmp_path, dtype="f32") / "config.json").read_text())
+    assert config["text_config"]["torch_dtype"] == "float32"
+    assert "torch_dtype" not in config
+
+
+def test_other_dtypes_than_the_outputs_are_said(tmp_path: Path) -> None:
+    for role in ROLES:
+        dtype = "F32" if role == "post" else "BF16"
+        write_checkpoint(tmp_path / role, {"w": normal((4,), dtype), "v": normal((4,))}, config=LLAMA)
+    (warning,) = plan_of(tmp_path).warnings
+    assert warning.message == (
+        "1 tensor is rounded once to BF16 (new base BF16, post F32, base BF16); --dtype chooses another one"
+    )
+
+
+def test_messages_say_where_to_look(tmp_path: Path) -> None:
+    small(tmp_path, "post", LLAMA)
+    small(tmp_path, "base", LLAMA, tied=True)
+    small(tmp_path, "new", LLAMA)
+    with pytest.raises(MismatchError) as caught:
+        plan_of(tmp_path)
+    for role, path in (("new base", "new"), ("post", "post"), ("base", "base")):
+        assert f"  {role}: {tmp_path / path}\n" in caught.value.message
+    assert f"tie_word_embeddings is false in {tmp_path / 'base' / 'config.json'}" in caught.value.message
+    for role in ROLES:
+        small(tmp_path, role, QWEN, tied=True)
+    with pytest.raises(MismatchError, match=f"The head is not stored here: it is tied to '{EMBED}'"):
+        plan_of(tmp_path, exclude=("lm_head*",))
+    for role in ROLES:
+        small(tmp_path, role, QWEN)
+    contradictions = [w.message for w in plan_of(tmp_path).warnings if w.code == "tie-contradiction"]
+    assert f"if that is wrong, set tie_word_embeddings in {tmp_path / 'new' / 'config.json'}" in contradictions[0]
+
+
+def test_too_large_for_a_narrow_dtype_the_remedy_is_a_wider_one(tmp_path: Path) -> None:
+    large = ("F16", (1,), (0x7BFF).to_bytes(2, "little"))
+    for role in ROLES:
+        write_checkpoint(tmp_path / role, {"w": large if role != "base" else ("F16", (1,), bytes(2))}, config=LLAMA)
+    with pytest.raises(paramdelta.NonFiniteError, match="--dtype bf16 holds them"):
+        merged(tmp_path)

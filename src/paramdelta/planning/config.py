@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paramdelta.planning.manifest import Manifest, Member
 
 _TORCH_NAMES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+_DTYPES: Final = ("dtype", "torch_dtype")
 _TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 COMPARED: Final = (
@@ -50,20 +51,22 @@ COMPARED: Final = (
 
 
 class Correction(NamedTuple):
-    """One setting of config.json that the output changes, or lacks: then ``new`` is None and ``removed`` true."""
+    """One setting of config.json that the output changes; `ABSENT` stands for what is not there."""
 
     key: str
     old: Any
     new: Any
-    removed: bool = False
 
     def __str__(self) -> str:
-        return f"{self.key} {_brief(self.old)} {'removed' if self.removed else f'→ {_brief(self.new)}'}"
+        return f"{self.key} {_brief(self.old)} → {_brief(self.new)}"
+
+
+ABSENT: Final = object()
 
 
 def _brief(value: Any) -> str:
     """Return a setting as JSON that fits into a message."""
-    return clipped(json.dumps(value))
+    return "(absent)" if value is ABSENT else clipped(json.dumps(value))
 
 
 class OutputConfig(NamedTuple):
@@ -106,8 +109,11 @@ def _wanted(
         yield "tie_word_embeddings", not manifest.untied
     if manifest.rows is not None and manifest.rows != manifest.rows_of_new_base:
         yield "vocab_size", manifest.rows
-    if dtype is not None and said_dtype(new_base.checkpoint.config) not in {None, dtype}:
-        yield _dtype_key(new_base.checkpoint.config), _TORCH_NAMES[dtype]
+    if dtype is not None:
+        ours = new_base.checkpoint.config or {}
+        for key in _DTYPES:
+            if any(said_dtype(part, key) not in {None, dtype} for part in (ours, text_config(ours))):
+                yield key, _TORCH_NAMES[dtype]
     theirs = post.checkpoint.config
     if post_ids and theirs is not None:
         for key in _TOKEN_IDS:
@@ -122,28 +128,24 @@ def _remove_quantisation(config: dict[str, Any]) -> Iterator[Correction]:
         for step in path:
             part = part[step]
         del part[key]
-        yield Correction(key, settings, None, removed=True)
+        yield Correction(key, settings, ABSENT)
 
 
 def _set(config: dict[str, Any], key: str, value: Any) -> Correction | None:
     """Set a setting wherever the configuration has it, at the top where it has it nowhere."""
     inner = config.get("text_config")
     places = [part for part in (config, inner) if isinstance(part, dict) and key in part] or [config]
-    old = places[0].get(key)
-    if all(key in part and part[key] == value for part in places) or (value is None and old is None):
+    old = places[0].get(key, ABSENT)
+    if all(part.get(key, ABSENT) == value for part in places) or (value is None and old is ABSENT):
         return None
     for part in places:
         part[key] = value
     return Correction(key, old, value)
 
 
-def _dtype_key(config: Mapping[str, Any] | None) -> str:
-    return "dtype" if config is not None and "dtype" in config else "torch_dtype"
-
-
-def said_dtype(config: Mapping[str, Any] | None) -> str | None:
-    """Return the safetensors name of the dtype that a config.json tells loaders to use, None where it tells none."""
-    said = (config or {}).get(_dtype_key(config))
+def said_dtype(config: Mapping[str, Any], key: str) -> str | None:
+    """Return the safetensors name of the dtype that a configuration tells loaders to use, None where it tells none."""
+    said = config.get(key)
     try:
         return parse_dtype(said, "dtype") if isinstance(said, str) else None
     except RecipeError:
@@ -152,9 +154,23 @@ def said_dtype(config: Mapping[str, Any] | None) -> str | None:
 
 def differing_settings(members: Sequence[Member]) -> Iterator[tuple[str, str]]:
     """Yield every setting that is not the same in all configurations that there are, and a line that says how."""
-    configs = [(m.role, text_config(m.checkpoint.config)) for m in members if m.checkpoint.config is not None]
+    configs = [(m.role, text_config(c)) for m in members if (c := m.checkpoint.config) is not None]
+    if not all("rope_parameters" in config for _, config in configs):
+        configs = [(role, _with_plain_rope(config)) for role, config in configs]
     for key in COMPARED:
         values = [config.get(key) for _, config in configs]
         if any(value != values[0] for value in values):
-            shown = ", ".join(f"{role} {_brief(value)}" for (role, _), value in zip(configs, values, strict=True))
-            yield key, shown
+            yield key, ", ".join(f"{role} {_brief(config.get(key, ABSENT))}" for role, config in configs)
+
+
+def _with_plain_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration with its rope as transformers 4 writes it: version 5 keeps base and scaling together."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope or "rope_theta" in config:
+        return config
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    plain = {key: value for key, value in config.items() if key != "rope_parameters"}
+    plain["rope_theta"] = rope["rope_theta"]
+    if scaling not in ({}, {"rope_type": "default"}):
+        plain["rope_scaling"] = scaling
+    return plain

@@ -25,10 +25,15 @@ class Difference(NamedTuple):
     values: str
 
 
-def refuse(differences: Sequence[Difference]) -> MismatchError:
-    """Return the error that lists all differences at once, grouped by kind and by layer."""
+def refuse(differences: Sequence[Difference], places: Sequence[tuple[str, str]]) -> MismatchError:
+    """Return the error that lists all differences at once, grouped by kind and by layer.
+
+    Args:
+        places: role and path of every checkpoint.
+    """
     count = len(differences)
     lines = [f"the checkpoints do not fit each other: {count:,} tensor{'s differ' if count > 1 else ' differs'}"]
+    lines += [f"  {role}: {printable(path)}" for role, path in places]
     by_kind: dict[str, list[Difference]] = defaultdict(list)
     for difference in differences:
         by_kind[difference.kind].append(difference)
@@ -48,7 +53,7 @@ def refuse(differences: Sequence[Difference]) -> MismatchError:
 def _remedy(kind: str) -> str:
     if kind == VOCABULARIES:
         return (
-            "Which tokens the output has is a choice to make. --vocab pad: all of them, new ones from post;"
+            "Which tokens the output has is a choice to make. --vocab pad: the new base's and the (first) post's;"
             " truncate: those that every checkpoint has; new-base or post: those of that one. The tokenizer follows."
         )
     return (

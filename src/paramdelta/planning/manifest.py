@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
+from paramdelta.checkpoint.checkpoint import CONFIG_FILE
 from paramdelta.checkpoint.dtypes import ADDABLE, INTEGERS, WHOLE_FLOATS
+from paramdelta.checkpoint.embeddings import HEADS
 from paramdelta.checkpoint.scaling import SUFFIX, scale_shape
-from paramdelta.checkpoint.wording import printable
+from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.errors import MismatchError
 from paramdelta.planning.differences import VOCABULARIES, Difference, refuse, summarise
 from paramdelta.planning.parts import Operand, Operation, Part, Scale, Source
@@ -50,6 +53,7 @@ class Manifest:
     Attributes:
         shards: for each operation the new base's shard that it belongs to: that of its tensor, or the last.
         untied: whether the output has a head of its own beside its embeddings; None where that is no question.
+        with_rows: names of the output's embeddings and head, as far as it has them.
         rows: rows of the output's embeddings, and ``rows_of_new_base`` of the new base's; None where there are none.
         adds_rows: whether rows of embeddings or head are added, not only taken.
     """
@@ -57,6 +61,7 @@ class Manifest:
     operations: tuple[Operation, ...]
     shards: tuple[int, ...]
     untied: bool | None
+    with_rows: tuple[str, ...]
     rows: int | None
     rows_of_new_base: int | None
     adds_rows: bool
@@ -86,16 +91,18 @@ def build_manifest(
     builder = _Builder(members, deltas, policies, dtype)
     made = {name: builder.operations(name) for name in builder.names()}
     builder.raise_if_refused()
+    builder.drop_second_copy(made)
     placed = [(operation, builder.shard(name)) for name, operations in made.items() for operation in operations]
     operations = tuple(operation for operation, _ in placed)
-    rows = next((each for each in operations if each.name in builder.pair.names), None)
+    with_rows = [operation for operation in operations if operation.name in builder.pair.names]
     return Manifest(
         operations=operations,
         shards=tuple(shard for _, shard in placed),
-        untied=builder.pair.untied,
-        rows=None if rows is None else rows.shape[0],
-        rows_of_new_base=None if rows is None else builder.rows_of_new_base(rows.name),
-        adds_rows=any(each.op != "copy" and each.name in builder.pair.names for each in operations),
+        untied=None if builder.pair.untied is None or not with_rows else len(with_rows) > 1,
+        with_rows=tuple(operation.name for operation in with_rows),
+        rows=with_rows[0].shape[0] if with_rows else None,
+        rows_of_new_base=builder.rows_of_new_base(with_rows[0].name) if with_rows else None,
+        adds_rows=any(operation.op != "copy" for operation in with_rows),
         decisions=builder.decisions(),
     )
 
@@ -176,6 +183,16 @@ class _Builder:
         values = self._by_role([s.dtype for s in present]) if len(dtypes) > 1 else f"{new.dtype} in all"
         return self._mismatched(Difference("dtypes that cannot be added", name, values), present)
 
+    def drop_second_copy(self, made: dict[str, tuple[Operation, ...]]) -> None:
+        """Leave out a head, or embeddings, taken from a tied new base where it would be there twice."""
+        stored = self._members[0].embeddings.stored()
+        if stored is None:
+            return
+        for name in [name for name in self.pair.names if name != stored and made.get(name)]:
+            twice = [each.parts for each in made[name]] == [each.parts for each in made.get(stored, ())]
+            if twice and made[name][0].op == "copy":
+                del made[name]
+
     def _source(self, member: Member, name: str) -> Source | None:
         """Return what a checkpoint has under a name; where head and embeddings are tied, one for the other."""
         tensors = member.checkpoint.tensors
@@ -240,7 +257,7 @@ class _Builder:
 
     def _missing(self, name: str, sources: Sequence[Source | None]) -> Operation | None:
         absent = ", ".join(m.role for m, source in zip(self._members, sources, strict=True) if source is None)
-        difference = Difference(f"missing from {absent}", name, "")
+        difference = Difference(f"missing from {absent}", name, self._said_of_ties(name, sources))
         policy = self._policies.on_missing
         if policy == "error":
             self._refused.append(difference)
@@ -249,6 +266,15 @@ class _Builder:
         whose = "left out" if chosen is None else "the new base's" if chosen is sources[0] else "post's"
         self._decided["on-missing"].append(difference._replace(values=whose))
         return self._taken(name, chosen, sources[0])
+
+    def _said_of_ties(self, name: str, sources: Sequence[Source | None]) -> str:
+        """Return what explains that a head or embeddings are missing: a config.json that unties what is not stored."""
+        both = zip(self._members, sources, strict=True)
+        absent = [m for m, source in both if source is None and m.embeddings.explicit and not m.embeddings.says_tied]
+        if name not in self.pair.names or not absent:
+            return ""
+        files = listed([str(member.checkpoint.root / CONFIG_FILE) for member in absent])
+        return f"tie_word_embeddings is false in {printable(files)}; were it true, the embeddings would be the head"
 
     def _reshaped(self, name: str, sources: Sequence[Source]) -> Operation | None:
         values = self._by_role([list(source.shape) for source in sources])
@@ -287,7 +313,7 @@ class _Builder:
     def raise_if_refused(self) -> None:
         """Raise the error that lists all differences, or patterns that mean nothing."""
         if self._refused:
-            raise refuse(self._refused)
+            raise refuse(self._refused, [(m.role, str(m.checkpoint.path)) for m in self._members])
         if self._policies.fp8 == "requantise" and self._members[0].scaling.blocks is None:
             raise MismatchError(
                 "fp8: the new base has no block-scaled FP8 weights, whose form requantised ones would take",
@@ -298,8 +324,16 @@ class _Builder:
         if unused:
             raise MismatchError(
                 f"no tensor has a name that these patterns match: {', '.join(map(repr, unused))}",
-                remedy="Patterns mean whole names: try '*' at their ends. `paramdelta inspect` lists the names.",
+                remedy="Patterns mean whole names: try '*' at their ends. `paramdelta inspect` lists the names."
+                + self._hint_of_ties(unused),
             )
+
+    def _hint_of_ties(self, unused: Sequence[str]) -> str:
+        """Return what explains that a pattern which means the head matches nothing."""
+        stored = self._members[0].embeddings.stored()
+        if stored is None or not any(fnmatchcase(h, text) for h in HEADS for text in unused):
+            return ""
+        return f" The head is not stored here: it is tied to {quoted(stored)}."
 
     def decisions(self) -> tuple[Decision, ...]:
         """Return what the user's policies decided."""

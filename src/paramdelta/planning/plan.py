@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from paramdelta.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, FileIdentity, open_checkpoint
 from paramdelta.checkpoint.embeddings import Embeddings, embeddings_of
 from paramdelta.checkpoint.scaling import Blocks, Scaling, scaling_of
-from paramdelta.checkpoint.sidecars import TOKENIZER, Sidecar, choose_sidecars
+from paramdelta.checkpoint.sidecars import Sidecar, choose_sidecars
 from paramdelta.checkpoint.unsupported import refuse_unmergeable
 from paramdelta.planning.config import output_config
 from paramdelta.planning.layout import Layout, OutputShard, by_size, lay_out, like_checkpoint
@@ -21,7 +21,7 @@ from paramdelta.planning.manifest import Member, build_manifest
 from paramdelta.planning.parts import Operand, Operation, Part, Scale
 from paramdelta.planning.policies import Policies
 from paramdelta.planning.recipe import Delta, Recipe
-from paramdelta.planning.vocabulary import differing_tokens, has_posts_tokens
+from paramdelta.planning.vocabulary import differing_tokens, donor_of_tokens
 from paramdelta.planning.warnings import PlanWarning, all_warnings
 
 ARITHMETIC: Final = 1
@@ -268,10 +268,9 @@ def make_plan(recipe: Recipe) -> Plan:
         sizes = by_size(manifest.operations, recipe.shard_size)
         with_index = len(sizes) > 1
     tokens = differing_tokens(members, recipe.policies, manifest)
-    posts_tokens = has_posts_tokens(members, recipe.policies, manifest)
-    sidecars = choose_sidecars(post, new_base, posts_tokens=posts_tokens, code=recipe.trust_remote_code)
-    post_ids = any(car.name in TOKENIZER and car.donor == "post" for car in sidecars)
-    config = output_config(members, manifest, recipe.dtype, post_ids=post_ids)
+    donor = donor_of_tokens(members, recipe.policies, manifest)
+    sidecars = choose_sidecars(post, new_base, posts_tokens=donor.is_post, code=recipe.trust_remote_code)
+    config = output_config(members, manifest, recipe.dtype, post_ids=donor.is_post)
     return Plan(
         recipe=recipe,
         inputs=tuple(_as_input(member) for member in members),
@@ -279,7 +278,7 @@ def make_plan(recipe: Recipe) -> Plan:
         operations=manifest.operations,
         layout=lay_out(manifest.operations, sizes, with_index=with_index),
         sidecars=tuple(replace(car, text=config.text) if car.name == CONFIG_FILE else car for car in sidecars),
-        warnings=tuple(all_warnings(members, manifest, config, tokens, sidecars)),
+        warnings=tuple(all_warnings(members, manifest, config, tokens, donor, sidecars)),
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import math
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from paramdelta.checkpoint.tokens import TOKENIZER_FILE, read_tokenizer, tokens_by_id
-from paramdelta.checkpoint.wording import quoted
+from paramdelta.checkpoint.wording import printable, quoted
 from paramdelta.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -20,13 +21,62 @@ MOST_RENAMED: Final = 256
 _SHOWN: Final = 8
 
 
-def has_posts_tokens(members: Sequence[Member], policies: Policies, manifest: Manifest) -> bool:
-    """Return whether the output has a row for each of post's tokens, so that it can have post's tokenizer."""
+class Donor(NamedTuple):
+    """Whose tokenizer the output has, and with it chat template, generation settings and ids of special tokens.
+
+    ``reason`` says why it is the new base's; None where it is post's.
+    """
+
+    is_post: bool
+    reason: str | None = None
+
+
+def donor_of_tokens(members: Sequence[Member], policies: Policies, manifest: Manifest) -> Donor:
+    """Return whose tokenizer fits the rows that the output has: post's wherever it can.
+
+    Raises:
+        MismatchError: the output has fewer rows than any tokenizer has ids.
+    """
     if policies.vocab == "new-base":
-        return False
-    post = members[1]
-    stored = post.embeddings.embedding or post.embeddings.head
-    return manifest.rows is None or stored is None or post.checkpoint.tensors[stored].shape[0] <= manifest.rows
+        return Donor(False, "--vocab new-base was chosen")
+    new_base, post = members[0], members[1]
+    if manifest.rows is None:
+        return Donor(True)
+    if not manifest.adds_rows and (renamed := _renamed(new_base, post, manifest.rows)) > MOST_RENAMED:
+        return Donor(False, f"so are the rows of embeddings and head, and {renamed:,} ids mean other tokens in post")
+    fewer = f"post has {_rows(post):,} rows, the output {manifest.rows:,}"
+    if _rows(post) <= manifest.rows:
+        return Donor(True)
+    if _rows(new_base) <= manifest.rows:
+        return Donor(False, fewer)
+    for donor, member in ((Donor(True), post), (Donor(False, fewer), new_base)):
+        if _highest_id(member) < manifest.rows:
+            return donor
+    raise MismatchError(
+        f"the output would have {manifest.rows:,} rows, and the tokenizers of post and new base have more ids",
+        file=printable(str(post.checkpoint.root / TOKENIZER_FILE)),
+        remedy="Choose --vocab pad, new-base or post instead.",
+    )
+
+
+def _rows(member: Member) -> int:
+    """Return for how many tokens a checkpoint has rows; 0 where that cannot be told."""
+    stored = member.embeddings.embedding or member.embeddings.head
+    return 0 if stored is None else member.checkpoint.tensors[stored].shape[0]
+
+
+def _highest_id(member: Member) -> float:
+    """Return the highest id of a checkpoint's tokenizer, -1 without one; infinity where it cannot be understood."""
+    tokenizer = read_tokenizer(member.checkpoint)
+    if tokenizer is None:
+        return -1
+    tokens = tokens_by_id(tokenizer)
+    return math.inf if tokens is None else max(tokens, default=-1)
+
+
+def _renamed(one: Member, other: Member, rows: int) -> int:
+    """Return how many ids stand for different tokens in two checkpoints."""
+    return len([line for line in _differing([one, other], rows) if line[0].isdigit()])
 
 
 def differing_tokens(members: Sequence[Member], policies: Policies, manifest: Manifest) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from paramdelta.checkpoint.checkpoint import CONFIG_FILE
 from paramdelta.checkpoint.dtypes import INTEGERS
 from paramdelta.checkpoint.sidecars import remote_code
-from paramdelta.checkpoint.wording import listed, quoted
+from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.planning.config import differing_settings
 from paramdelta.planning.units import format_size
 from paramdelta.planning.vocabulary import summed_up
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from paramdelta.checkpoint.sidecars import Sidecar
     from paramdelta.planning.config import OutputConfig
     from paramdelta.planning.manifest import Manifest, Member
+    from paramdelta.planning.vocabulary import Donor
 
 
 class PlanWarning(NamedTuple):
@@ -32,12 +35,14 @@ def all_warnings(
     manifest: Manifest,
     config: OutputConfig,
     tokens: Sequence[str],
+    donor: Donor,
     sidecars: Sequence[Sidecar],
 ) -> Iterator[PlanWarning]:
     """Yield the warnings of a plan.
 
     Args:
         tokens: lines on ids that do not stand for one token in all checkpoints.
+        donor: whose tokenizer the output has.
     """
     yield from _of_configs(members)
     yield from _of_ties(members, manifest)
@@ -46,6 +51,12 @@ def all_warnings(
     if tokens:
         message = f"tokenizers differ where rows are added, in {len(tokens):,} respects (ids and their tokens): "
         yield PlanWarning("tokens-differ", message + summed_up(tokens))
+    if donor.reason is not None:
+        message = (
+            "tokenizer, chat template, generation settings and ids of special tokens are the new base's, not post's"
+        )
+        yield PlanWarning("tokenizer", f"{message}: {donor.reason}")
+    yield from _of_dtypes(members, manifest)
     yield from _of_copies(manifest)
     yield from _of_fp8(manifest)
     if config.corrections:
@@ -58,28 +69,57 @@ def all_warnings(
 def _of_configs(members: Sequence[Member]) -> Iterator[PlanWarning]:
     for member in members:
         if member.checkpoint.config is None:
-            message = f"{member.role} has no config.json beside its weights: {member.checkpoint.path}"
+            message = f"{member.role} has no config.json beside its weights: {_place(member, None)}"
             yield PlanWarning("no-config", message)
     for one, other in itertools.combinations(members, 2):
-        if one.first_file == other.first_file and {one.role.split()[0], other.role.split()[0]} != {"base"}:
+        several = len(members) > 3  # task arithmetic adds deltas to the very base that they were trained from
+        usual = {frozenset({"base"})} | ({frozenset({"new", "base"})} if several else set())
+        roles = frozenset({one.role.split()[0], other.role.split()[0]})
+        if one.first_file == other.first_file and roles not in usual:
             yield PlanWarning("same-inputs", f"{one.role} and {other.role} are the same checkpoint: is that meant?")
     for key, values in differing_settings(members):
-        yield PlanWarning("config-differs", f"{key} differs, the output has the new base's: {values}")
+        yield PlanWarning("config-differs", f"{key} differs in {CONFIG_FILE}, the output has the new base's: {values}")
 
 
 def _of_ties(members: Sequence[Member], manifest: Manifest) -> Iterator[PlanWarning]:
-    for role, found in ((member.role, member.embeddings) for member in members):
+    for member, found in ((member, member.embeddings) for member in members):
         if found.embedding and found.head and found.says_tied and found.explicit:
-            message = f"{role} stores {quoted(found.head)} though its config.json ties it to {quoted(found.embedding)}"
-            yield PlanWarning("tie-contradiction", f"{message}: taken as weights of its own")
+            message = f"{member.role} stores {quoted(found.head)} though its config.json ties it to"
+            message = f"{message} {quoted(found.embedding)}: taken as weights of its own"
+            yield PlanWarning("tie-contradiction", f"{message}; {_remedy_of_ties(member)}")
         if found.tied and found.says_tied is False:
-            message = f"{role} stores only {quoted(found.stored() or '')}, and its model type does not tie by default"
-            yield PlanWarning("tie-contradiction", f"{message}: taken as tied")
-    untied = [operation.name for operation in manifest.operations if operation.op == "untie"]
-    if untied:
+            message = f"{member.role} stores only {quoted(found.stored() or '')}, and its model type does not tie by"
+            message = f"{message} default: taken as tied"
+            yield PlanWarning("tie-contradiction", f"{message}; {_remedy_of_ties(member)}")
+    stored = members[0].embeddings.stored()
+    if manifest.untied and stored is not None:
         tied = ", ".join(member.role for member in members if member.embeddings.tied)
-        message = f"{quoted(untied[0])} is written: {tied} tie it to the embeddings, the others do not"
+        other = " and ".join(quoted(name) for name in manifest.with_rows if name != stored)
+        message = f"{other} is written beside {quoted(stored)}: {tied} tie the two, the others do not"
         yield PlanWarning("untied", message)
+
+
+def _remedy_of_ties(member: Member) -> str:
+    return f"if that is wrong, set tie_word_embeddings in {_place(member, CONFIG_FILE)}"
+
+
+def _place(member: Member, file: str | None) -> str:
+    """Return where a checkpoint, or a file of it, lies."""
+    return printable(str(member.checkpoint.path if file is None else member.checkpoint.root / file))
+
+
+def _of_dtypes(members: Sequence[Member], manifest: Manifest) -> Iterator[PlanWarning]:
+    """Say where operands of a sum have another dtype than its result."""
+    kinds: Counter[tuple[tuple[str, ...], str]] = Counter()
+    for operation in manifest.operations:
+        dtypes = tuple(operand.dtype for operand in operation.parts[0].operands)
+        plain = not operation.is_scaled and len(dtypes) == len(members)
+        if plain and set(dtypes) != {operation.dtype}:
+            kinds[dtypes, operation.dtype] += 1
+    for (dtypes, dtype), number in kinds.items():
+        told = ", ".join(f"{member.role} {each}" for member, each in zip(members, dtypes, strict=True))
+        tensors = f"{number:,} tensors are" if number > 1 else "1 tensor is"
+        yield PlanWarning("dtypes-differ", f"{tensors} rounded once to {dtype} ({told}); --dtype chooses another one")
 
 
 def _of_copies(manifest: Manifest) -> Iterator[PlanWarning]:
