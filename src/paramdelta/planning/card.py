@@ -10,9 +10,10 @@ import yaml
 from paramdelta.checkpoint.hub import model_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from paramdelta.planning.plan import Input, Plan
+    from paramdelta.planning.recipe import Delta
 
 _ABOUT = """\
 # {title}
@@ -28,7 +29,8 @@ A merge made with paramdelta, without training: what post-training taught a mode
 
 {arithmetic}
 
-`recipe.yaml` beside this file makes the same weights again: `paramdelta run recipe.yaml -o OUTPUT`.
+`recipe.yaml` beside this file makes the same weights again, as long as the inputs are where it says:
+`paramdelta run recipe.yaml -o OUTPUT`.
 """
 
 
@@ -47,11 +49,25 @@ def model_card(plan: Plan) -> str:
     exact = "Every element is the exact result, rounded once." if plan.recipe.is_exact else "Accumulated in f64."
     text: str = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return f"---\n{text}---\n\n" + _ABOUT.format(
-        title=f"{_plain(plan.inputs[0])} with the post-training of {_plain(plan.inputs[1])}",
-        formula=" ".join(["new base", *terms]),
+        title=_title(plan),
+        formula="\n    ".join([" ".join(["new base", *terms]), *_by_pattern(deltas, numbers)]),
         rows="\n".join(f"| {role} | `{name}` |" for role, name in names.items()),
         arithmetic=exact,
     )
+
+
+def _title(plan: Plan) -> str:
+    new_base, posts = _plain(plan.inputs[0]), [_plain(source) for source in plan.inputs[1::2]]
+    if all(delta.alpha > 0 for delta in plan.recipe.deltas):
+        return f"{new_base} with the post-training of {' and '.join(posts)}"
+    return f"{new_base} and the deltas of {' and '.join(posts)}"
+
+
+def _by_pattern(deltas: Iterable[Delta], numbers: Iterable[str]) -> Iterator[str]:
+    """Yield a line for each coefficient that holds for some tensors only."""
+    for delta, number in zip(deltas, numbers, strict=True):
+        for pattern, alpha in delta.alphas:
+            yield f"{alpha:g} · (post{number} − base{number}) where a name is like {pattern}"
 
 
 def input_name(source: Input) -> str:
