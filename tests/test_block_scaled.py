@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import paramdelta
 from paramdelta.checkpoint.checkpoint import open_checkpoint
+from paramdelta.cli.app import commands
 from paramdelta.engine import pipeline
 from paramdelta.engine.budget import Budget, Shape
 from paramdelta.engine.output import DOCUMENTS, OutputDirectory
@@ -127,6 +130,14 @@ def test_requantised_they_have_the_new_bases_form_and_config(triple: Path, tmp_p
     again = paramdelta.merge_recipe(recipe_of(triple, fp8="requantise"), tmp_path / "out")
     assert again.already_complete
     assert again.requantised == result.requantised
+
+
+def test_the_command_line_says_what_requantising_lost(triple: Path, tmp_path: Path) -> None:
+    arguments = [f"--{option}={triple / role}" for option, role in (("post", "post"), ("base", "base"))]
+    arguments += [f"--new-base={triple / 'new'}", "-o", str(tmp_path / "out"), "--fp8", "requantise"]
+    result = CliRunner().invoke(commands, ["merge", *arguments])
+    assert result.exit_code == 0
+    assert re.search(r"; relative error of 6 weights in FP8 \d\.\d\d% \(most in '\w\.weight' ", result.stdout)
 
 
 def test_each_weight_lies_just_before_its_scales(triple: Path) -> None:

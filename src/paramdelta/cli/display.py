@@ -118,8 +118,17 @@ def merge_line(result: MergeResult) -> str:
         f"{printable(result.output)}: {result.tensors:,} tensors, {format_size(result.bytes_written)}"
         f" in {result.shards} {'file' if result.shards == 1 else 'files'},"
         f" {result.seconds:.1f} s ({format_size(moved / result.seconds)}/s read and written),"
-        f" peak RAM {format_size(result.peak_rss_bytes)}"
+        f" peak RAM {format_size(result.peak_rss_bytes)}{_losses(result)}"
     )
+
+
+def _losses(result: MergeResult) -> str:
+    """Return what block-scaled FP8 lost, where some was written."""
+    lost = result.requantised
+    if lost is None:
+        return ""
+    worst = f"{quoted(lost['worst_tensor'])} {lost['worst_relative_error']:.2%}"
+    return f"; relative error of {lost['tensors']:,} weights in FP8 {lost['relative_error']:.2%} (most in {worst})"
 
 
 def _show_nonfinite(result: MergeResult) -> None:
