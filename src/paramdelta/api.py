@@ -5,10 +5,8 @@ What needs numba is imported when a merge begins, so that planning and inspectin
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +19,9 @@ from paramdelta.engine import budget as budgets
 from paramdelta.engine.inputs import require_backend
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
-from paramdelta.engine.progress import Requantised
-from paramdelta.engine.receipt import is_complete, nonfinite_of, read_receipt
+from paramdelta.engine.receipt import compose_receipt, counts_of, is_complete, losses_of, nonfinite_of, read_receipt
 from paramdelta.errors import CancelledError, CheckpointError, NonFiniteError, RecipeError
-from paramdelta.planning.layout import INDEX_FILE
-from paramdelta.planning.plan import ARITHMETIC, Plan, make_plan
+from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe, checked_path
 from paramdelta.planning.units import format_size, parse_size
 from paramdelta.planning.warnings import PlanWarning
@@ -246,7 +242,7 @@ def merge_recipe(
         if outcome.nonfinite and not allow_nonfinite:
             raise _nonfinite(made, outcome)
         documents = _documents(made, path)
-        directory.publish(_receipt(made, outcome, documents), documents)
+        directory.publish(compose_receipt(made, outcome, documents, directory.sidecar_digests), documents)
     return _result(path, made, started, outcome, budget)
 
 
@@ -296,9 +292,9 @@ def _result(path: Path, plan: Plan, started: float, outcome: Outcome, budget: bu
         workers=budget.workers,
         window_bytes=budget.window_bytes,
         resumed_shards=0,
-        nonfinite=_counts(outcome),
+        nonfinite=counts_of(outcome),
         already_complete=False,
-        requantised=_losses(outcome),
+        requantised=losses_of(outcome),
     )
 
 
@@ -320,29 +316,6 @@ def _already_complete(path: Path, plan: Plan, started: float) -> MergeResult:
         already_complete=True,
         requantised=receipt.get("requantised") if receipt is not None else None,
     )
-
-
-def _counts(outcome: Outcome) -> dict[str, dict[str, int]]:
-    return {name: {"infinities": n.infinities, "nans": n.nans} for name, n in outcome.nonfinite.items()}
-
-
-def _losses(outcome: Outcome) -> dict[str, Any] | None:
-    """Return what requantisation lost, relative to the results."""
-    tensors = outcome.requantised
-    if not tensors:
-        return None
-    worst = max(tensors, key=_relative_error)
-    whole = Requantised("", *(math.fsum(sums) for sums in zip(*(each[1:] for each in tensors), strict=True)))
-    return {
-        "tensors": len(tensors),
-        "relative_error": _relative_error(whole),
-        "worst_tensor": worst.tensor,
-        "worst_relative_error": _relative_error(worst),
-    }
-
-
-def _relative_error(lost: Requantised) -> float:
-    return math.sqrt(lost.error / lost.size) if lost.size else 0.0
 
 
 def _nonfinite(plan: Plan, outcome: Outcome) -> NonFiniteError:
@@ -385,29 +358,6 @@ def _documents(plan: Plan, path: Path) -> dict[str, bytes]:
 
     recipe = write_recipe(plan.recipe, path)
     return {"recipe.yaml": recipe.encode(), "README.md": model_card(plan).encode()}
-
-
-def _receipt(plan: Plan, outcome: Outcome, documents: dict[str, bytes]) -> dict[str, Any]:
-    """Return what a finished output says of how it was made; inputs by name, without the user's paths."""
-    from paramdelta.planning.card import listed_names
-
-    files = [{"name": shard.name, "bytes": shard.size} for shard in plan.shards]
-    files += [{"name": car.name, "bytes": car.size} for car in plan.sidecars]
-    files += [{"name": name, "bytes": len(content)} for name, content in documents.items()]
-    if plan.layout.index is not None:
-        files.append({"name": INDEX_FILE, "bytes": len(plan.layout.index)})
-    return {
-        "paramdelta": version("paramdelta"),
-        "arithmetic": ARITHMETIC,
-        "fingerprint": plan.fingerprint,
-        "inputs": listed_names(plan.inputs),
-        "alphas": [[delta.alpha, dict(delta.alphas)] for delta in plan.recipe.deltas],
-        "exactly_rounded": plan.recipe.is_exact,
-        "tensors": len(plan.operations),
-        "files": files,
-        "nonfinite": _counts(outcome),
-        "requantised": _losses(outcome),
-    }
 
 
 def warnings_for(plan: Plan, output: str | os.PathLike[str] | None = None) -> list[PlanWarning]:

@@ -93,7 +93,12 @@ def test_outputs_say_how_they_were_made_and_nothing_of_where(tmp_path: Path) -> 
     card = (tmp_path / "out/README.md").read_text()
     assert card.startswith("---\nbase_model:\n- new_base\n- post\n- base\nbase_model_relation: merge\n")
     receipt = json.loads((tmp_path / "out/paramdelta.json").read_text())
-    assert receipt["inputs"][1] == {"role": "post", "name": "post"}
+    assert [(source["role"], source["name"]) for source in receipt["inputs"]] == [
+        ("new base", "new_base"),
+        ("post", "post"),
+        ("base", "base"),
+    ]
+    assert all(len(source["fingerprint"]) == 64 for source in receipt["inputs"])
     assert {"README.md", "recipe.yaml"} <= {entry["name"] for entry in receipt["files"]}
     for name in ("README.md", "recipe.yaml", "paramdelta.json"):
         assert str(tmp_path) not in (tmp_path / "out" / name).read_text()

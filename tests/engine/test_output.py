@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ import pytest
 from paramdelta import api
 from paramdelta.checkpoint.checkpoint import FileIdentity
 from paramdelta.engine import output as output_module
+from paramdelta.engine.digests import Digest, Digester
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
+from paramdelta.engine.progress import FinishedShard
 from paramdelta.engine.receipt import RECEIPT, STAGING, is_complete, read_receipt
 from paramdelta.errors import (
     BudgetError,
@@ -679,7 +682,7 @@ def test_a_failed_sync_of_a_finished_shard_is_an_output_error(
     with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
         monkeypatch.setattr(platform, "sync_directory", fail)
         with pytest.raises(OutputError, match="Input/output error"):
-            directory.completed(plan.shards[0])
+            directory.completed(FinishedShard(0, Digest("", ()), {}, ()))
 
 
 def test_free_space_is_that_of_the_nearest_directory_that_answers(
@@ -774,3 +777,20 @@ def test_a_staging_directory_that_is_a_link_is_refused(triple: Path, tmp_path: P
     with pytest.raises(OutputError, match="symbolic link"):
         merge(triple, tmp_path / "out")
     assert (tmp_path / "precious/file").read_bytes() == b"mine"
+
+
+def test_a_receipt_has_the_digest_of_every_file(triple: Path, tmp_path: Path) -> None:
+    merge(triple, tmp_path / "out")
+    receipt = json.loads((tmp_path / "out" / RECEIPT).read_text())
+    assert {entry["name"] for entry in receipt["files"]} == {file.name for file in (tmp_path / "out").iterdir()} - {
+        RECEIPT
+    }
+    for entry in receipt["files"]:
+        raw = (tmp_path / "out" / entry["name"]).read_bytes()
+        assert entry["bytes"] == len(raw)
+        if entry["name"].endswith(".safetensors"):
+            digester = Digester(len(raw))
+            digester.add(0, memoryview(raw))
+            assert (entry["xxh3"], entry["regions"]) == (digester.result().whole, "".join(digester.result().regions))
+        else:
+            assert entry["sha256"] == hashlib.sha256(raw).hexdigest()

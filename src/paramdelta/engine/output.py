@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from paramdelta.checkpoint.sidecars import Sidecar
+    from paramdelta.engine.progress import FinishedShard
     from paramdelta.planning.layout import OutputShard
     from paramdelta.planning.plan import Plan
 
@@ -64,6 +66,7 @@ class OutputDirectory:
         weights = sorted((shard.name for shard in plan.shards), key=SINGLE_FILE.__eq__)
         index = [INDEX_FILE] if plan.layout.index is not None else []
         # Receipt first: whatever a death leaves behind is listed. What makes the output loadable comes last.
+        self.sidecar_digests: dict[str, str] = {}  # SHA-256 in hex, of each that was copied
         self._names = [RECEIPT, *DOCUMENTS, *(car.name for car in plan.sidecars), *weights, *index]
 
     def __enter__(self) -> Self:
@@ -104,14 +107,14 @@ class OutputDirectory:
             self._check_sidecars()
             self._remove_old(old)
             for car in self._plan.sidecars:
-                _copy_durably(car, self._staging / car.name)
+                self.sidecar_digests[car.name] = _copy_durably(car, self._staging / car.name)
             self._check_sidecars()
 
     def create(self, shard: OutputShard) -> FileSink:
         """Return the sink of a shard, in the staging directory."""
         return FileSink(self._staging / shard.name, shard.size)
 
-    def completed(self, _shard: OutputShard, /) -> None:
+    def completed(self, _finished: FinishedShard, /) -> None:
         """Make the entry of a finished shard durable."""
         with refusals(self.path):
             platform.sync_directory(self._staging)
@@ -274,8 +277,8 @@ class OutputDirectory:
                 directory.rmdir()
 
 
-def _copy_durably(car: Sidecar, target: Path) -> None:
-    """Copy a sidecar, or write what the output has instead.
+def _copy_durably(car: Sidecar, target: Path) -> str:
+    """Copy a sidecar, or write what the output has instead; return the SHA-256 of what was written.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -285,7 +288,15 @@ def _copy_durably(car: Sidecar, target: Path) -> None:
         if FileIdentity.of(status) != car.identity:
             raise InputChangedError("changed since the merge was planned", file=printable(str(car.source)))
         content = _chunks(descriptor, printable(str(car.source))) if car.text is None else [car.text.encode()]
-        _write_durably(target, content)
+        digest = hashlib.sha256()
+        _write_durably(target, _digested(content, digest))
+    return digest.hexdigest()
+
+
+def _digested(content: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
+    for chunk in content:
+        digest.update(chunk)
+        yield chunk
 
 
 def _chunks(descriptor: int, file: str) -> Iterator[bytes]:

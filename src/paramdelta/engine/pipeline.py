@@ -13,16 +13,17 @@ import queue
 import threading
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 
 from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.engine import kernels
+from paramdelta.engine.digests import Digester
 from paramdelta.engine.exchange import Exchange
 from paramdelta.engine.inputs import Inputs, check_identity, files_of, last_uses
 from paramdelta.engine.kernels import Band, Places
-from paramdelta.engine.progress import NonFinite, Outcome, Progress, Requantised
+from paramdelta.engine.progress import FinishedShard, NonFinite, Outcome, Progress, Requantised
 from paramdelta.engine.windows import Batch, Segment, Step, Window, batches, carried, cut, scale_rows, segments
 from paramdelta.errors import BudgetError, CancelledError
 from paramdelta.storage.memory import Buffer
@@ -49,7 +50,7 @@ class Target(Protocol):
     def create(self, shard: OutputShard) -> Sink:
         """Return a sink for a shard."""
 
-    def completed(self, shard: OutputShard, /) -> None:
+    def completed(self, finished: FinishedShard, /) -> None:
         """Take note that a shard lies on stable storage."""
 
 
@@ -82,14 +83,15 @@ def run(
     completion = _Completion(plan, inputs, feed, target)
     try:
         _start(workers, plan, budget, inputs, feed, events)
-        for window in _finished_windows(events, len(workers), cancelled):
-            completion.add(window)
+        for written in _written_windows(events, len(workers), cancelled):
+            completion.add(written)
             if on_progress is not None:
                 on_progress(completion.progress)
     finally:
         feed.stop()
         _close_behind(workers, inputs, feed)
-    return Outcome(_sum_up(plan, workers), tuple(sorted(inputs.backends)), tuple(completion.requantised))
+    finished = sorted(completion.finished, key=lambda shard: shard.number)
+    return Outcome(tuple(finished), tuple(sorted(inputs.backends)))
 
 
 def _start(
@@ -129,12 +131,19 @@ def _close_behind(workers: Sequence[_Worker], inputs: Inputs, feed: _Feed) -> No
         raise
 
 
-_Event = Window | BaseException | None  # a window that is written, what ended a worker, or its quiet end
+class _Written(NamedTuple):
+    """A window that is written, and how many infinities and NaNs are new in it, by operation."""
+
+    window: Window
+    nonfinite: dict[int, NDArray[np.int64]]
 
 
-def _finished_windows(
+_Event = _Written | BaseException | None  # or what ended a worker, or its quiet end
+
+
+def _written_windows(
     events: queue.SimpleQueue[_Event], running: int, cancelled: threading.Event | None
-) -> Iterator[Window]:
+) -> Iterator[_Written]:
     """Yield windows as they are written, until the last worker has ended; raise what went wrong in any of them."""
     while running:
         if cancelled is not None and cancelled.is_set():
@@ -159,11 +168,15 @@ class _Completion:
         self._missing = [shard.size for shard in plan.shards]
         self._ended_files = last_uses(plan)
         self._complete_up_to = 0
-        self.requantised: list[Requantised] = []
+        self._nonfinite: dict[int, NDArray[np.int64]] = {}
+        self.finished: list[FinishedShard] = []
         self.progress = Progress(0, sum(self._missing), 0, len(self._missing))
 
-    def add(self, window: Window) -> None:
+    def add(self, written: _Written) -> None:
         """Take note of a written window. Raises as `run`."""
+        window = written.window
+        for place, counts in written.nonfinite.items():
+            self._nonfinite[place] = self._nonfinite.get(place, 0) + counts
         size = window.end - window.begin
         self._missing[window.shard] -= size
         shards_done = self.progress.shards_done
@@ -177,14 +190,25 @@ class _Completion:
         self._feed.take_sink(number).finish()
         for place in files_of(self._plan, shard):
             check_identity(self._plan.files[place])
-        self._target.completed(shard)
-        self.requantised += (self._sum_bands(place) for place in shard.operations if self._is_requantised(place))
+        finished = self._sum_up(number)
+        self.finished.append(finished)
+        self._target.completed(finished)
         while self._complete_up_to < len(self._missing) and self._missing[self._complete_up_to] == 0:
             self._inputs.close(self._ended_files[self._complete_up_to])
             self._complete_up_to += 1
 
-    def _is_requantised(self, place: int) -> bool:
-        return self._plan.operations[place].blocks is not None
+    def _sum_up(self, number: int) -> FinishedShard:
+        operations, places = self._plan.operations, self._plan.shards[number].operations
+        return FinishedShard(
+            number,
+            self._feed.digesters.pop(number).result(),
+            {
+                operations[place].name: NonFinite(*(int(count) for count in self._nonfinite.pop(place)))
+                for place in places
+                if place in self._nonfinite
+            },
+            tuple(self._sum_bands(place) for place in places if operations[place].blocks is not None),
+        )
 
     def _sum_bands(self, place: int) -> Requantised:
         """Return what a tensor lost, and forget its scales: they are written."""
@@ -201,6 +225,7 @@ class _Feed:
     Attributes:
         bands: what came of each row of blocks, by operation and number: the scales are written by a later window.
         edges: bytes at the begin of a window that the one before has made, by shard and begin.
+        digesters: of each shard that is being written.
     """
 
     def __init__(self, plan: Plan, budget: Budget, target: Target) -> None:
@@ -208,12 +233,14 @@ class _Feed:
         self._windows = self._all_windows(plan, budget, target)
         self._sinks: dict[int, Sink] = {}
         self._stopped = False
+        self.digesters: dict[int, Digester] = {}
         self.bands: Exchange[tuple[int, int], Band] = Exchange()
         self.edges: Exchange[tuple[int, int], bytes] = Exchange()
 
     def _all_windows(self, plan: Plan, budget: Budget, target: Target) -> Iterator[tuple[Window, Sink]]:
         for number, shard in enumerate(plan.shards):
             sink = self._sinks[number] = target.create(shard)
+            self.digesters[number] = Digester(shard.size)
             for window in cut(number, shard, plan.operations, budget.window_bytes):
                 yield window, sink
 
@@ -256,7 +283,7 @@ class _Worker(threading.Thread):
         self._output = Buffer(budget.window_bytes + 2 * ALIGNMENT)  # slack for elements that a boundary cuts
         self._counters = np.zeros(2, dtype=np.int64)
         self._uncounted = np.zeros(2, dtype=np.int64)
-        self.nonfinite: dict[int, NDArray[np.int64]] = {}
+        self._nonfinite: dict[int, NDArray[np.int64]] = {}
 
     def run(self) -> None:
         """Work until there are no windows left."""
@@ -265,9 +292,12 @@ class _Worker(threading.Thread):
             while (task := self._feed.next()) is not None:
                 window, sink = task
                 self._fill(window)
-                length = -(-(window.end - window.begin) // ALIGNMENT) * ALIGNMENT
-                sink.write(window.begin, self._output.view[ALIGNMENT : ALIGNMENT + length])
-                self._events.put(window)
+                size = window.end - window.begin
+                self._feed.digesters[window.shard].add(window.begin, self._output.view[ALIGNMENT : ALIGNMENT + size])
+                whole_blocks = -(-size // ALIGNMENT) * ALIGNMENT
+                sink.write(window.begin, self._output.view[ALIGNMENT : ALIGNMENT + whole_blocks])
+                self._events.put(_Written(window, self._nonfinite))
+                self._nonfinite = {}
         except BaseException as error:  # whatever it is, the calling thread raises it
             self._events.put(error)
         else:
@@ -334,7 +364,7 @@ class _Worker(threading.Thread):
                 self._counters if segment.counted else self._uncounted,
             )
         if self._counters.any():
-            self.nonfinite[segment.operation] = self.nonfinite.get(segment.operation, 0) + self._counters
+            self._nonfinite[segment.operation] = self._nonfinite.get(segment.operation, 0) + self._counters
             self._counters = np.zeros(2, dtype=np.int64)
 
     def _compute_scaled(self, step: Step, loans: list[Loan], output: int) -> None:
@@ -382,14 +412,3 @@ def _places(step: Step, loans: list[Loan], operands: Sequence[Operand], columns:
             rows = scale_rows(step.segment, operand.scale, columns)
             scales.append(loans[of_scale[0]].address + of_scale[1] - rows.start * operand.scale.row_bytes)
     return Places(tuple(matrices), tuple(scales))
-
-
-def _sum_up(plan: Plan, workers: Sequence[_Worker]) -> dict[str, NonFinite]:
-    totals: dict[int, NDArray[np.int64]] = {}
-    for worker in workers:
-        for place, counts in worker.nonfinite.items():
-            totals[place] = totals.get(place, 0) + counts
-    return {
-        plan.operations[place].name: NonFinite(int(counts[0]), int(counts[1]))
-        for place, counts in sorted(totals.items())
-    }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from paramdelta.engine.digests import Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,34 @@ class Requantised(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run found out: new non-finite values by tensor, the backends that read the inputs, what FP8 lost."""
+class FinishedShard:
+    """What is known of a shard once it lies on stable storage, and what must not be forgotten of it.
 
+    Attributes:
+        number: its place in the plan.
+        nonfinite: new infinities and NaNs, by tensor.
+        requantised: what tensors lost as block-scaled FP8.
+    """
+
+    number: int
+    digest: Digest
     nonfinite: dict[str, NonFinite]
-    backends: tuple[str, ...]
     requantised: tuple[Requantised, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run found out: of each shard, in order, and the backends that read the inputs."""
+
+    shards: tuple[FinishedShard, ...]
+    backends: tuple[str, ...]
+
+    @property
+    def nonfinite(self) -> dict[str, NonFinite]:
+        """New infinities and NaNs, by tensor."""
+        return {name: found for shard in self.shards for name, found in shard.nonfinite.items()}
+
+    @property
+    def requantised(self) -> tuple[Requantised, ...]:
+        """What tensors lost as block-scaled FP8."""
+        return tuple(lost for shard in self.shards for lost in shard.requantised)

@@ -2,22 +2,97 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from paramdelta.checkpoint.files import read_whole
+from paramdelta.engine.digests import REGION
+from paramdelta.engine.progress import Requantised
 from paramdelta.errors import CheckpointError
 from paramdelta.planning.layout import INDEX_FILE, SINGLE_FILE
+from paramdelta.planning.plan import ARITHMETIC
+from paramdelta.planning.provenance import listed_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from paramdelta.engine.digests import Digest
+    from paramdelta.engine.progress import Outcome
+    from paramdelta.planning.layout import OutputShard
     from paramdelta.planning.plan import Plan
 
 STAGING: Final = ".paramdelta"
 RECEIPT: Final = "paramdelta.json"
 _MOST_BYTES: Final = 1 << 30
+
+
+def compose_receipt(
+    plan: Plan, outcome: Outcome, documents: Mapping[str, bytes], sidecar_digests: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what a finished output says of how it was made; inputs by name, without the user's paths.
+
+    Args:
+        documents: content of recipe and model card.
+        sidecar_digests: SHA-256 of each sidecar, in hex.
+    """
+    index = {} if plan.layout.index is None else {INDEX_FILE: plan.layout.index}
+    small = {car.name: (car.size, sidecar_digests[car.name]) for car in plan.sidecars}
+    small |= {name: (len(raw), hashlib.sha256(raw).hexdigest()) for name, raw in (*documents.items(), *index.items())}
+    return {
+        "paramdelta": version("paramdelta"),
+        "arithmetic": ARITHMETIC,
+        "fingerprint": plan.fingerprint,
+        "inputs": listed_inputs(plan),
+        "alphas": [[delta.alpha, dict(delta.alphas)] for delta in plan.recipe.deltas],
+        "policies": asdict(plan.recipe.policies),
+        "dtype": plan.recipe.dtype,
+        "shard_size": plan.recipe.shard_size,
+        "exactly_rounded": plan.recipe.is_exact,
+        "tensors": len(plan.operations),
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_written,
+        "files": [
+            *(_of_shard(plan.shards[shard.number], shard.digest) for shard in outcome.shards),
+            *({"name": name, "bytes": size, "sha256": digest} for name, (size, digest) in small.items()),
+        ],
+        "region_bytes": REGION,
+        "nonfinite": counts_of(outcome),
+        "requantised": losses_of(outcome),
+    }
+
+
+def _of_shard(shard: OutputShard, digest: Digest) -> dict[str, Any]:
+    return {"name": shard.name, "bytes": shard.size, "xxh3": digest.whole, "regions": "".join(digest.regions)}
+
+
+def counts_of(outcome: Outcome) -> dict[str, dict[str, int]]:
+    """Return the new infinities and NaNs by tensor, as plain data."""
+    return {name: {"infinities": n.infinities, "nans": n.nans} for name, n in outcome.nonfinite.items()}
+
+
+def losses_of(outcome: Outcome) -> dict[str, Any] | None:
+    """Return what requantisation lost, relative to the results."""
+    tensors = outcome.requantised
+    if not tensors:
+        return None
+    worst = max(tensors, key=_relative_error)
+    whole = Requantised("", *(math.fsum(sums) for sums in zip(*(each[1:] for each in tensors), strict=True)))
+    return {
+        "tensors": len(tensors),
+        "relative_error": _relative_error(whole),
+        "worst_tensor": worst.tensor,
+        "worst_relative_error": _relative_error(worst),
+    }
+
+
+def _relative_error(lost: Requantised) -> float:
+    return math.sqrt(lost.error / lost.size) if lost.size else 0.0
 
 
 def read_receipt(path: Path) -> dict[str, Any] | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from paramdelta.checkpoint.hub import model_of
+from paramdelta.planning.provenance import input_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -70,12 +69,6 @@ def _by_pattern(deltas: Iterable[Delta], numbers: Iterable[str]) -> Iterator[str
             yield f"{alpha:g} · (post{number} − base{number}) where a name is like {pattern}"
 
 
-def input_name(source: Input) -> str:
-    """Return what an input is called: a model of the Hub with its commit, or the last part of its path."""
-    model = model_of(Path(source.path))
-    return str(model) if model is not None else Path(source.path).absolute().name
-
-
 def _plain(source: Input) -> str:
     """Return the last part of an input's name."""
     return _without_revision(input_name(source)).rpartition("/")[2]
@@ -88,8 +81,3 @@ def _without_revision(name: str) -> str:
 def _factor(alpha: float) -> str:
     sign = "−" if alpha < 0 else "+"
     return f"{sign} " if abs(alpha) == 1.0 else f"{sign} {abs(alpha):g} · "
-
-
-def listed_names(inputs: Iterable[Input]) -> list[dict[str, str]]:
-    """Return role and name of every input, as the receipt has them."""
-    return [{"role": source.role, "name": input_name(source)} for source in inputs]
