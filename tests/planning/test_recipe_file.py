@@ -57,10 +57,31 @@ def test_many_merges_in_a_file() -> None:
 
 def test_paths_are_relative_to_the_file_and_what_is_there_wins_over_the_hub(tmp_path: Path) -> None:
     (tmp_path / "org/name").mkdir(parents=True)
-    (job,) = parsed("{new_base: org/name, post: org/other, base: ~/b}", tmp_path / "r.yaml")
+    (job,) = parsed("{new_base: org/name, post: other/name, base: ~/b}", tmp_path / "r.yaml")
     assert job.recipe.new_base == str(tmp_path / "org/name")
-    assert job.recipe.deltas[0].post == "hf://org/other"
+    assert job.recipe.deltas[0].post == "hf://other/name"
     assert job.recipe.deltas[0].base == str(Path("~/b").expanduser())
+
+
+def test_what_is_missing_from_a_directory_beside_the_file_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (job,) = parsed("{new_base: s/nothere, post: s/nothere@v1, base: hf://s/nothere}", tmp_path / "r.yaml")
+    assert job.recipe.new_base == str(tmp_path / "s/nothere")
+    assert job.recipe.deltas == (Delta("hf://s/nothere@v1", "hf://s/nothere"),)
+
+
+def test_what_a_merge_of_the_file_writes_is_a_path_for_the_others() -> None:
+    merge = (
+        "- {new_base: n, post: p, base: b, output: ch/one}\n- {new_base: ./x/../ch/one, post: ch/one, base: ch/two}\n"
+    )
+    _, job = parsed(f"merges:\n{merge}")
+    assert job.recipe == Recipe("/models/x/../ch/one", (Delta("/models/ch/one", "hf://ch/two"),))
+
+
+def test_values_that_yaml_takes_for_something_else_are_text_where_that_is_safe() -> None:
+    (job,) = parsed("{new_base: 2025-01-31, post: '5', base: !!str 7, alpha: 1, shard_size: 5000}")
+    assert job.recipe == Recipe("/models/2025-01-31", (Delta("/models/5", "/models/7"),), shard_size=5000)
+    assert parsed(GOOD + "base: ~nobody-of-this-name/b\n".replace("base", "output"))[0].output is not None
 
 
 def test_where_the_program_runs_has_no_say_in_what_a_path_means(
@@ -90,19 +111,54 @@ GOOD = "new_base: n\npost: p\nbase: b\n"
         ("new_base: n\npost: p\n", 1, "base is missing"),
         (GOOD + "alpha: much\n", 4, "alpha must be a number, not 'much'"),
         (GOOD + "alpha: .inf\n", None, "alpha"),
-        (GOOD + "alpha: nan\n", 1, "alpha: must be a finite number"),
+        (GOOD + "alpha: nan\n", 4, "alpha must be a finite number, not nan"),
+        (GOOD + "alpha: [0.1, 0.9]\n", 4, "alpha must be a number"),
+        (GOOD + "alpha:\n", 4, "alpha must be a number"),
+        (GOOD + "alpha: true\n", 4, "alpha must be a number"),
+        (GOOD + "alphas: [0.1, 0.9]\n", 4, "alphas must be keys with values, like {'*self_attn*': 0.9}"),
+        (GOOD + "alphas: {'*.x': -.inf}\n", 4, "alphas: *.x must be a number"),
+        (GOOD + "alphas:\n  '*.x': 1\n  '*.y': nan\n", 6, "alphas: *.y must be a finite number"),
+        (GOOD + "alphas: {*self_attn*: 0.9}\n", 4, "must stand in quotes: '*self_attn*'"),
+        (GOOD + "exclude: *embed*\n", 4, "must stand in quotes"),
+        (GOOD + "exclude:\n- *.bias\n", 5, "must stand in quotes"),
+        (GOOD + "exclude: *embed\n", 4, "must stand in quotes"),
+        ("new_base: n\ndeltas:\n\t- post: p\n", 3, "with spaces, not with tabs"),
+        ("new_base: n\n\tpost: p\n", 2, "with spaces, not with tabs"),
+        (GOOD + "---\n" + GOOD, 4, "in a list under merges"),
         (GOOD + "alphas: {'*.x': y}\n", 4, "alphas: *.x must be a number"),
         (GOOD + "dtype: int4\n", 4, "'int4' is not a dtype"),
         (GOOD + "shard_size: big\n", 4, "'big' is not a size"),
-        (GOOD + "vocab: perhaps\n", 1, "'perhaps' is none of error, pad"),
+        (GOOD + "vocab: union\n", 4, "vocab: 'union' must be one of error, pad"),
+        (GOOD + "dtype: bf16\non_missing: no\n", 5, "on_missing: 'no' must be one of error, new-base"),
+        (GOOD + "on_mismatch: [post]\n", 4, "on_mismatch must be one of error, new-base"),
+        (GOOD + "fp8:\n", 4, "fp8 must be one of dequantise, requantise, and is empty"),
         (GOOD + "include: []\n", 4, "list of at least one"),
         (GOOD + "trust_remote_code: yes\n", 4, "true or false"),
         (GOOD + "output:\n", 4, "output must be text"),
-        (GOOD + "deltas: [{post: p, base: b}]\n", 1, "stands both by itself and under deltas"),
+        (GOOD + "include: ['*', '']\n", 4, "an empty pattern"),
+        (GOOD + "include: [5]\n", 4, "include must be text: if it is, write it in quotes, '5'"),
+        (GOOD + "output: 1.5\n", 4, "output must be text: if it is, write it in quotes, '1.5'"),
+        (GOOD + "output: !foo x\n", 4, "unknown tag '!foo'"),
+        (GOOD + "alphas: !!python/dict {}\n", 4, "unknown tag '!!python/dict'"),
+        (GOOD + "include: !bar [a]\n", 4, "unknown tag '!bar'"),
+        (GOOD + "dtype: 16\n", 4, "dtype must be text"),
+        (GOOD + "trust_remote_code: 'true'\n", 4, "true or false"),
+        (GOOD + "deltas: [{post: p, base: b}]\n", 2, "stands both by itself and under deltas"),
         ("new_base: n\ndeltas:\n  - {post: p}\n", 3, "base is missing"),
         ("new_base: n\ndeltas:\n  - {post: p, base: b, bass: c}\n", 3, "did you mean base?"),
         ("new_base: ''\npost: p\nbase: b\n", 1, "the path is empty"),
+        ("new_base: 5\npost: p\nbase: b\n", 1, "new_base must be text: if it is, write it in quotes, '5'"),
+        ("new_base: n\ndeltas: {post: p, base: b}\n", 2, "deltas must be a list of at least one entry, like [{post:"),
+        ("new_base: n\ndeltas: [p, b]\n", 2, "each of deltas must be keys with values, like {post: P, base: B}"),
         ("merges: []\n", 1, "list of at least one"),
+        ("merges: {new_base: n}\n", 1, "list of at least one entry, like [{new_base: N"),
+        ("merges:\n  - new_base: n\ndtype: bf16\n", 3, "dtype stands beside merges: each merge has its own settings"),
+        (GOOD + "merge_method: linear\n", 4, '"From mergekit"'),
+        ("models:\n  - model: p\n", 1, "models is mergekit's: this is not a recipe of paramdelta"),
+        ("dtype: bf16\nslices: []\n", 2, "docs/recipes.md"),
+        ("merges:\n  - base_model: b\n    models: []\n", 3, "models is mergekit's"),
+        (GOOD + "weight: 0.5\n", 4, "unknown key 'weight': here it is alpha"),
+        ("new_base: n\npost: p\nbase_model: b\n", 3, "here it is two things, the base of each delta and new_base"),
         ("merges:\n  - new_base: n\nother: 1\n", 3, "unknown key 'other'"),
         ("a: &a [*a]\n", 1, "unknown key 'a'"),
         ("new_base: \x00", None, "not YAML"),

@@ -5,22 +5,23 @@ A file is one merge, or several under ``merges``. Paths are relative to the file
 
 from __future__ import annotations
 
-import difflib
+import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import yaml
 
-from paramdelta.checkpoint.wording import printable, quoted
+from paramdelta.checkpoint.wording import printable
 from paramdelta.errors import RecipeError
-from paramdelta.planning.policies import Policies
+from paramdelta.planning.policies import CHOICES, Policies
 from paramdelta.planning.recipe import Delta, Recipe
+from paramdelta.planning.recipe_nodes import Nodes, compose, line_of
 from paramdelta.planning.units import parse_dtype, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 _T = TypeVar("_T")
 
@@ -37,6 +38,22 @@ _MERGE_FIELDS: Final = (
     "trust_remote_code",
     "output",
 )
+_MERGE: Final = "{new_base: N, post: P, base: B}"
+_DELTA: Final = "{post: P, base: B}"
+
+_GUIDE: Final = 'docs/recipes.md, "From mergekit", shows how it is written here.'
+_MERGEKIT: Final = ("merge_method", "models", "slices", "modules")
+_ELSEWHERE: Final = {
+    "weight": "here it is alpha",
+    "base_model": "here it is two things, the base of each delta and new_base, which gets the deltas",
+    "model": "here it is post, beside the base that post was trained from",
+    "parameters": "here weight is alpha, beside post and base",
+    "filter": "here it is a pattern under alphas, '*self_attn*': 0.9 for filter: self_attn",
+    "out_dtype": "here it is dtype",
+    "tokenizer_source": "the tokenizer is post's, or follows vocab",
+    "chat_template": "the chat template is post's",
+}
+"""What mergekit's words are here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,123 +73,110 @@ def parse_recipes(text: str, path: Path) -> list[Job]:
         RecipeError: it does not parse; the message names file, line and field.
     """
     file = _File(path)
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"line {line}: not YAML: {error.problem}", file=file.name) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"not YAML: {error}", file=file.name) from None
+    root = compose(text, file.file)
     if root is None:
-        raise RecipeError("is empty", file=file.name, remedy="docs/recipes.md shows what a recipe looks like.")
+        raise RecipeError("is empty", file=file.file, remedy="docs/recipes.md shows what a recipe looks like.")
     if isinstance(root, yaml.MappingNode) and any(key.value == "merges" for key, _ in root.value):
-        merges = file.mapping(root, ("merges",))["merges"]
-        return [file.job(node) for node in file.sequence(merges, "merges")]
+        return file.jobs(root)
     return [file.job(root)]
 
 
-class _File:
-    """Reads the nodes of one file: each value where it is wanted, as what it must be, or an error with its line."""
+class _File(Nodes):
+    """Reads the merges of one file."""
 
     def __init__(self, path: Path) -> None:
-        self.name = printable(str(path))
+        super().__init__(printable(str(path)), _ELSEWHERE)
         self._directory = path.parent
+        self._outputs: set[str] = set()
+
+    def refuse_mergekit(self, node: yaml.Node) -> None:
+        """Raise the error that tells a configuration of mergekit for what it is."""
+        keys = node.value if isinstance(node, yaml.MappingNode) else ()
+        for key, _ in keys:
+            if key.value in _MERGEKIT:
+                self.refuse(key, f"{key.value} is mergekit's: this is not a recipe of paramdelta", _GUIDE)
+
+    def jobs(self, root: yaml.MappingNode) -> list[Job]:
+        """Return the merges of a file that has several."""
+        self.refuse_mergekit(root)
+        for key, _ in root.value:
+            if key.value in _MERGE_FIELDS:
+                self.refuse(key, f"{key.value} stands beside merges: each merge has its own settings, write it there")
+        fields = self.mapping(root, "a recipe", f"merges: [{_MERGE}]", ("merges",))
+        nodes = self.sequence(fields["merges"], "merges", f"[{_MERGE}]")
+        for node in nodes:
+            self._note_output(node)
+        return [self._job(node) for node in nodes]
+
+    def _note_output(self, node: yaml.Node) -> None:
+        """Remember an output: what other merges of the file name so is a path, though it is not there yet."""
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.value == "output" and isinstance(value, yaml.ScalarNode):
+                self._outputs.add(absolute(self._beside(value.value)))
 
     def job(self, node: yaml.Node) -> Job:
-        fields = self.mapping(node, _MERGE_FIELDS)
+        """Return the one merge of a file."""
+        self._note_output(node)
+        return self._job(node)
+
+    def _job(self, node: yaml.Node) -> Job:
+        self.refuse_mergekit(node)
+        fields = self.mapping(node, "a merge", _MERGE, _MERGE_FIELDS)
         if "new_base" not in fields:
             self.refuse(node, "new_base is missing")
         options = {name: read(fields[name], name) for name, read in self._readers().items() if name in fields}
         policies = {name: options.pop(name) for name in _POLICY_FIELDS if name in options}
         output = self.path(fields["output"], "output") if "output" in fields else None
-        recipe = self._checked(
-            node,
-            lambda: Recipe(
-                self.path(fields["new_base"], "new_base"),
-                self._deltas(node, fields),
-                policies=Policies(**policies),
-                **options,
-            ),
-        )
-        return Job(recipe, output, self.name, node.start_mark.line + 1)
+        new_base = self.path(fields["new_base"], "new_base")
+        recipe = Recipe(new_base, self._deltas(node, fields), policies=Policies(**policies), **options)
+        return Job(recipe, output, self.file, line_of(node))
 
     def _readers(self) -> Mapping[str, Callable[[yaml.Node, str], Any]]:
         return {
-            "dtype": lambda node, name: self._checked(node, lambda: parse_dtype(self.text(node, name), name)),
-            "shard_size": lambda node, name: self._checked(node, lambda: parse_size(self.text(node, name), name)),
-            "vocab": self.text,
-            "on_missing": self.text,
-            "on_mismatch": self.text,
-            "fp8": self.text,
+            "dtype": self._dtype,
+            "shard_size": self._size,
+            **dict.fromkeys(CHOICES, self._choice),
             "include": self.texts,
             "exclude": self.texts,
             "trust_remote_code": self.flag,
         }
+
+    def _dtype(self, node: yaml.Node, name: str) -> str:
+        return self._checked(node, lambda: parse_dtype(self.text(node, name), name))
+
+    def _size(self, node: yaml.Node, name: str) -> int:
+        return self._checked(node, lambda: parse_size(self.plain(node, f"{name} must be a size"), name))
+
+    def _choice(self, node: yaml.Node, name: str) -> str:
+        return self.choice(node, name, CHOICES[name])
 
     def _deltas(self, node: yaml.Node, fields: Mapping[str, yaml.Node]) -> tuple[Delta, ...]:
         own = {name: fields[name] for name in _DELTA_FIELDS if name in fields}
         if "deltas" not in fields:
             return (self._delta(node, own),)
         if own:
-            self.refuse(node, f"{next(iter(own))} stands both by itself and under deltas: write it under deltas only")
-        nodes = self.sequence(fields["deltas"], "deltas")
-        return tuple(self._delta(each, self.mapping(each, _DELTA_FIELDS)) for each in nodes)
+            name, value = next(iter(own.items()))
+            self.refuse(value, f"{name} stands both by itself and under deltas: write it under deltas only")
+        nodes = self.sequence(fields["deltas"], "deltas", f"[{_DELTA}]")
+        return tuple(self._delta(each, self.mapping(each, "each of deltas", _DELTA, _DELTA_FIELDS)) for each in nodes)
 
     def _delta(self, node: yaml.Node, fields: Mapping[str, yaml.Node]) -> Delta:
         for name in ("post", "base"):
             if name not in fields:
                 self.refuse(node, f"{name} is missing")
-        alpha = self.number(fields["alpha"], "alpha") if "alpha" in fields else 1.0
+        alpha = self._alpha(fields["alpha"], "alpha") if "alpha" in fields else 1.0
         alphas = self._alphas(fields["alphas"]) if "alphas" in fields else ()
-        post, base = (self.path(fields[name], name) for name in ("post", "base"))
-        return self._checked(node, lambda: Delta(post, base, alpha, alphas))
+        return Delta(self.path(fields["post"], "post"), self.path(fields["base"], "base"), alpha, alphas)
 
     def _alphas(self, node: yaml.Node) -> tuple[tuple[str, float], ...]:
-        return tuple(
-            (pattern, self.number(value, f"alphas: {pattern}")) for pattern, value in self.mapping(node).items()
-        )
+        by_pattern = self.mapping(node, "alphas", "{'*self_attn*': 0.9}")
+        return tuple((pattern, self._alpha(value, f"alphas: {pattern}")) for pattern, value in by_pattern.items())
 
-    def mapping(self, node: yaml.Node, known: Iterable[str] | None = None) -> dict[str, yaml.Node]:
-        """Return a mapping's values by key; with ``known``, no other keys are allowed."""
-        if not isinstance(node, yaml.MappingNode):
-            self.refuse(node, "must be keys with values")
-        fields: dict[str, yaml.Node] = {}
-        for key_node, value in node.value:
-            key = self.text(key_node, "a key")
-            if key in fields:
-                self.refuse(key_node, f"{quoted(key)} is written twice")
-            if known is not None and key not in known:
-                near = difflib.get_close_matches(key.replace("-", "_"), list(known), 1, 0.5)
-                hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
-                self.refuse(key_node, f"unknown key {quoted(key)}{hint}")
-            fields[key] = value
-        return fields
-
-    def sequence(self, node: yaml.Node, name: str) -> list[yaml.Node]:
-        if not isinstance(node, yaml.SequenceNode) or not node.value:
-            self.refuse(node, f"{name} must be a list of at least one entry")
-        return list(node.value)
-
-    def text(self, node: yaml.Node, name: str) -> str:
-        if not isinstance(node, yaml.ScalarNode) or node.tag == "tag:yaml.org,2002:null":
-            self.refuse(node, f"{name} must be text")
-        return str(node.value)
-
-    def texts(self, node: yaml.Node, name: str) -> tuple[str, ...]:
-        if isinstance(node, yaml.ScalarNode):
-            return (self.text(node, name),)
-        return tuple(self.text(each, name) for each in self.sequence(node, name))
-
-    def number(self, node: yaml.Node, name: str) -> float:
-        try:
-            return float(self.text(node, name))  # YAML 1.1 would read 1e-3 as text
-        except ValueError:
-            self.refuse(node, f"{name} must be a number, not {quoted(str(node.value))}")
-
-    def flag(self, node: yaml.Node, name: str) -> bool:
-        if self.text(node, name) not in {"true", "false"}:
-            self.refuse(node, f"{name} must be true or false")
-        return bool(node.value == "true")
+    def _alpha(self, node: yaml.Node, name: str) -> float:
+        number = self.number(node, name)
+        if not math.isfinite(number):
+            self.refuse(node, f"{name} must be a finite number, not {node.value}")
+        return number
 
     def path(self, node: yaml.Node, name: str) -> str:
         """Return a path: one that leads nowhere from the file's directory may be a model of the Hub.
@@ -182,13 +186,27 @@ class _File:
         text = self.text(node, name)
         if not text:
             self.refuse(node, f"{name}: the path is empty")
-        beside = self._directory / Path(text).expanduser()
-        if name == "output" or not _is_hub_name(text) or os.path.lexists(beside):
-            return str(beside)
-        return f"hf://{text.removeprefix('hf://')}"
+        if name != "output" and self._is_of_the_hub(text):
+            return f"hf://{text.removeprefix('hf://')}"
+        return str(self._beside(text))
 
-    def refuse(self, node: yaml.Node, message: str) -> NoReturn:
-        raise RecipeError(f"line {node.start_mark.line + 1}: {message}", file=self.name)
+    def _beside(self, text: str) -> Path:
+        return self._directory / os.path.expanduser(text)  # noqa: PTH111 (Path's fails where there is no such user)
+
+    def _is_of_the_hub(self, text: str) -> bool:
+        """Return whether a text names a model: not what is, or will be, there; nor what is missing from a directory.
+
+        A revision makes it one whatever directories there are.
+        """
+        if text.startswith("hf://"):
+            return True
+        name, revised, _ = text.partition("@")
+        if text.startswith((".", "/", "~")) or "\\" in text or name.count("/") != 1:
+            return False
+        beside = self._beside(text)
+        if os.path.lexists(beside) or absolute(beside) in self._outputs:
+            return False
+        return bool(revised) or not beside.parent.is_dir()
 
     def _checked(self, node: yaml.Node, make: Callable[[], _T]) -> _T:
         """Return what ``make`` makes; put the line to what it refuses."""
@@ -196,15 +214,13 @@ class _File:
             return make()
         except RecipeError as error:
             if error.file is None:
-                raise RecipeError(
-                    f"line {node.start_mark.line + 1}: {error.message}", file=self.name, remedy=error.remedy
-                ) from None
+                self.refuse(node, error.message, error.remedy)
             raise
 
 
-def _is_hub_name(text: str) -> bool:
-    plain = not text.startswith((".", "/", "~")) and "\\" not in text
-    return text.startswith("hf://") or (plain and text.partition("@")[0].count("/") == 1)
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return a path as it is compared with others, by its name alone: what it names may not be there yet."""
+    return os.path.normcase(os.path.abspath(path))  # noqa: PTH100
 
 
 def write_recipe(recipe: Recipe, directory: Path) -> str:
