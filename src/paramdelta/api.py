@@ -5,6 +5,7 @@ What needs numba is imported when a merge begins, so that planning and inspectin
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,6 @@ from paramdelta.storage import platform
 from paramdelta.storage.source import IO_CHOICES
 
 if TYPE_CHECKING:
-    import os
     import threading
     from collections.abc import Callable, Mapping
 
@@ -346,10 +346,17 @@ def read_recipes(file: str | os.PathLike[str]) -> list[Job]:
     try:
         text = read_whole(path, MOST_BYTES).decode()
     except CheckpointError as error:
-        raise RecipeError(error.message, file=error.file, remedy=error.remedy) from error
+        raise RecipeError(error.message, file=error.file, remedy=_no_recipe(path) or error.remedy) from error
     except UnicodeDecodeError:
         raise RecipeError("is not UTF-8 text", file=printable(str(path))) from None
     return parse_recipes(text, path)
+
+
+def _no_recipe(path: Path) -> str | None:
+    """Return what to do where a recipe's path leads to none, None where that is not clear."""
+    if path.is_dir():
+        return f"Name the file in it: {path / 'recipe.yaml'}" if (path / "recipe.yaml").is_file() else "Name a file."
+    return None if os.path.lexists(path) else "Check the spelling; docs/recipes.md shows what a recipe looks like."
 
 
 def _documents(plan: Plan, path: Path) -> dict[str, bytes]:

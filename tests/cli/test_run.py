@@ -81,7 +81,8 @@ def test_the_first_failure_stops_a_batch_unless_it_shall_go_on(models: Path, tmp
 def test_mistakes_in_recipes_are_found_before_anything_is_merged(tmp_path: Path) -> None:
     good, bad = recipe(tmp_path / "a.yaml", output="a"), recipe(tmp_path / "b.yaml", output="b", alhpa=1)
     failed(paramdelta("run", good, bad), 2, str(bad), "line 1", "alpha")
-    failed(paramdelta("run", good, tmp_path / "missing.yaml"), 2, "missing.yaml")
+    failed(paramdelta("run", good, tmp_path / "missing.yaml"), 2, "missing.yaml", "no such file", "Check the spelling")
+    failed(paramdelta("run", good, tmp_path), 2, "not a regular file", "Name a file")
     failed(paramdelta("run", recipe(tmp_path / "c.yaml")), 2, "no output", "-o DIR")
     failed(paramdelta("run", good, recipe(tmp_path / "d.yaml", output="a")), 2, "same output")
     assert not (tmp_path / "a").exists()
