@@ -24,9 +24,13 @@ def models(tmp_path: Path) -> Path:
 
 
 def recipe(path: Path, **changes: Any) -> Path:
-    content = {"new_base": "models/new_base", "post": "models/post", "base": "models/base", **changes}
-    path.write_text(json.dumps(content))  # which is YAML
+    path.write_text(json.dumps(recipe_of(**changes)))  # which is YAML
     return path
+
+
+def recipe_of(output: str | None = None, **changes: Any) -> dict[str, Any]:
+    content = {"new_base": "models/new_base", "post": "models/post", "base": "models/base", **changes}
+    return content if output is None else content | {"output": output}
 
 
 def weights(path: Path) -> dict[str, bytes]:
@@ -75,6 +79,98 @@ def test_the_first_failure_stops_a_batch_unless_it_shall_go_on(models: Path, tmp
     run = paramdelta("run", *files, "--keep-going", "-o", tmp_path / "elsewhere")
     assert run.stdout.endswith("2 of 3 merges done, 1 failed\n")
     assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"a", "c"}
+
+
+def chain(path: Path, one: str = "one", two: str = "two", **changes: Any) -> Path:
+    """Write a recipe of two merges, the second onto what the first writes."""
+    merges = [recipe_of(one, **changes), recipe_of(two, new_base=one, post="models/other")]
+    path.write_text(json.dumps({"merges": merges}, indent=1))
+    return path
+
+
+@pytest.mark.parametrize("one", ["one", "ch/one"])
+def test_a_merge_reads_what_an_earlier_one_writes_wherever_that_is(models: Path, tmp_path: Path, one: str) -> None:
+    file = chain(tmp_path / "r.yaml", one)
+    assert paramdelta("run", recipe(tmp_path / "old.yaml", alpha=3, output=one)).returncode == 0  # what lies there
+    run = paramdelta("run", file, "-o", "moved", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "moved/two/recipe.yaml").read_text().startswith("new_base: ../one\n")
+    assert weights(tmp_path / "moved/one") != weights(tmp_path / one)
+    paths = ["--post", f"{models}/other", "--base", f"{models}/base", "--new-base", f"{tmp_path}/moved/one"]
+    assert paramdelta("merge", *paths, "-o", tmp_path / "same").returncode == 0
+    assert weights(tmp_path / "same") == weights(tmp_path / "moved/two") != {}
+
+
+@pytest.mark.usefixtures("models")
+def test_chains_go_through_several_files_and_name_files_of_outputs(tmp_path: Path) -> None:
+    first = recipe(tmp_path / "a.yaml", output="one", shard_size="1MB")
+    second = recipe(tmp_path / "b.yaml", post="./x/../one/model.safetensors", base="./elsewhere/one", output="two")
+    run = paramdelta("run", first, second, "-o", tmp_path / "elsewhere")
+    assert run.returncode == 0, run.stderr
+    failed(paramdelta("run", second, first), 2, f"{second}: line 1: post is the output", "later", f"{first}: line 1")
+
+
+@pytest.mark.usefixtures("models")
+def test_a_merge_that_reads_a_later_or_its_own_output_is_an_error_before_anything_runs(tmp_path: Path) -> None:
+    file = recipe(tmp_path / "r.yaml", output="own", post="own")
+    failed(paramdelta("run", file, "-o", tmp_path / "out"), 2, f"{file}: line 1: post is the output of this very merge")
+    file = recipe(tmp_path / "r.yaml", output="org/name", new_base="org/name")
+    failed(paramdelta("run", file), 2, "new_base is the output of this very merge", "write hf://org/name")
+    file = chain(tmp_path / "r.yaml")
+    merges = json.loads(file.read_text())["merges"]
+    file.write_text(json.dumps({"merges": [recipe_of("zero"), *reversed(merges)]}, indent=1))
+    lines = [n for n, line in enumerate(file.read_text().splitlines(), start=1) if line == "  {"]
+    words = f"line {lines[1]}: new_base is the output of a merge that comes later ({file}: line {lines[2]})"
+    failed(paramdelta("run", file, "--keep-going"), 2, words)
+    assert not (tmp_path / "zero").exists()
+
+
+@pytest.mark.usefixtures("models")
+def test_what_depends_on_a_merge_that_failed_fails_and_uses_nothing_older(tmp_path: Path) -> None:
+    assert paramdelta("run", chain(tmp_path / "r.yaml")).returncode == 0
+    (tmp_path / "two").rename(tmp_path / "three")
+    run = paramdelta("run", chain(tmp_path / "r.yaml", alpha=2), "--keep-going", "--json")  # ./one holds another merge
+    report = json.loads(run.stdout)
+    assert run.returncode == 5
+    assert (report["succeeded"], report["failed"], report["not_run"]) == (0, 2, 0)
+    own, orphan = (merge["error"] for merge in report["merges"])
+    assert (own["recipe"], own["line"], own["code"]) == (str(tmp_path / "r.yaml"), 3, 5)
+    assert (orphan["line"], orphan["code"]) == (10, 3)
+    assert f"new_base is the output of a merge that failed ({tmp_path}/r.yaml: line 3)" in orphan["message"]
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.usefixtures("models")
+def test_a_merge_that_fails_is_named_by_file_and_line(tmp_path: Path) -> None:
+    file = chain(tmp_path / "r.yaml", post="models/missing")
+    run = paramdelta("run", file)
+    assert run.returncode == 3
+    assert run.stderr.startswith(f"error: {file}: line 3: {tmp_path}/one: {tmp_path}/models/missing: no such file")
+    assert run.stdout == "0 of 2 merges done, 1 failed, 1 not run\n"
+
+
+@pytest.mark.usefixtures("models")
+def test_errors_say_what_paths_in_recipes_are_relative_to(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep/s").mkdir(parents=True)
+    hint = f"relative to its own directory, {tmp_path}/deep."
+    for post in ("models/post", "./models/post"):
+        file = recipe(tmp_path / "deep/r.yaml", post=post, base=f"{models}/base", new_base=f"{models}/new_base")
+        failed(paramdelta("run", file, "-o", tmp_path / "out", cwd=tmp_path), 3, hint, "(post)")
+        failed(paramdelta("run", "deep/r.yaml", "-o", tmp_path / "out", cwd=tmp_path), 3, hint)
+    file = recipe(tmp_path / "deep/r.yaml", new_base="s/nothere")
+    run = paramdelta("run", file, "-o", tmp_path / "out")
+    failed(run, 3, f"{tmp_path}/deep/s/nothere: no such file", "Check the spelling", "write hf://s/nothere")
+    file = recipe(tmp_path / "deep/r.yaml", new_base="org/nothere")
+    run = paramdelta("run", file, "-o", tmp_path / "out")
+    failed(run, 3, "hf://org/nothere: is not in the cache", "(new_base)", "hf download", "write ./org/nothere")
+
+
+@pytest.mark.usefixtures("models")
+def test_outputs_that_collide_below_a_directory_have_a_remedy(tmp_path: Path) -> None:
+    one, two = recipe(tmp_path / "a.yaml", output="x/out"), recipe(tmp_path / "b.yaml", output="y/out")
+    run = paramdelta("run", one, two, "-o", tmp_path / "out")
+    failed(run, 2, f"{two}: line 1", f"{one}: line 1", "same output", "the last part")
+    failed(paramdelta("run", one, one), 2, "same output", "Give each an output of its own")
 
 
 @pytest.mark.usefixtures("models")

@@ -56,6 +56,11 @@ def locate(path: str | os.PathLike[str]) -> Path:
     return snapshot
 
 
+def is_name(text: str) -> bool:
+    """Return whether a text has the form of a model's name."""
+    return _MODEL.fullmatch(text) is not None
+
+
 def cache() -> Path:
     """Return the directory that holds the Hub's cache, as its client looks for it."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):

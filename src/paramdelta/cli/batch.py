@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,12 +11,11 @@ from paramdelta import api
 from paramdelta.checkpoint.wording import printable
 from paramdelta.cli import display
 from paramdelta.cli.signals import cancel_on_signals
-from paramdelta.errors import CancelledError, ParamDeltaError, RecipeError
+from paramdelta.cli.steps import Step, refuse_missing, refuse_orphan, steps_of
+from paramdelta.errors import CancelledError, ParamDeltaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from paramdelta.planning.recipe_file import Job
 
 
 def run(
@@ -32,50 +30,45 @@ def run(
     """Carry out the merges of recipe files and report; return the first failure's exit code, or 0.
 
     Raises:
-        RecipeError: a file does not parse, a merge has no output, or two have the same.
+        RecipeError: a file does not parse, a merge has no output, two have the same, or one comes before what it reads.
     """
-    jobs = [(job, _output(job, directory)) for file in files for job in api.read_recipes(file)]
-    _refuse_twins(jobs)
+    steps = read_steps(files, directory)
     reports: list[dict[str, Any]] = []
+    failed: set[int] = set()
     code = 0
     with cancel_on_signals() as cancelled:
-        for number, (job, output) in enumerate(jobs, start=1):
+        for step in steps:
             try:
-                result = display.merge_shown(job.recipe, output, settings, cancelled, quiet=quiet)
+                refuse_orphan(step, steps, failed)
+                refuse_missing(step)
+                result = display.merge_shown(step.recipe, step.output, settings, cancelled, quiet=quiet)
                 reports.append(display.merge_json(result))
                 if not as_json:
                     click.echo(display.merge_line(result))
             except ParamDeltaError as error:
                 code = code or error.exit_code
-                reports.append({"output": output} | error.to_json())
-                if not as_json:
-                    click.echo(f"error: {printable(output)}: {error}", err=True)
+                failed.add(step.place)
+                reports.append(failure(step, error, as_json=as_json))
                 if isinstance(error, CancelledError):
-                    _report(reports, len(jobs), as_json=as_json)
+                    _report(reports, len(steps), as_json=as_json)
                     raise
-                if not keep_going and number < len(jobs):
+                if not keep_going:
                     break
-    _report(reports, len(jobs), as_json=as_json)
+    _report(reports, len(steps), as_json=as_json)
     return code
 
 
-def _output(job: Job, directory: str | None) -> str:
-    """Return where a merge goes: below the directory that was asked for, by the name of the recipe's own output."""
-    if directory is None:
-        if job.output is None:
-            raise RecipeError(f"line {job.line}: no output", file=job.file, remedy="Give it an output, or use -o DIR.")
-        return job.output
-    return directory if job.output is None else str(Path(directory, Path(job.output).name))
+def read_steps(files: Sequence[str], directory: str | None) -> list[Step]:
+    """Return the merges of recipe files, all of them read before anything is done."""
+    return steps_of([job for file in files for job in api.read_recipes(file)], directory)
 
 
-def _refuse_twins(jobs: Sequence[tuple[Job, str]]) -> None:
-    seen: dict[Path, Job] = {}
-    for job, output in jobs:
-        twin = seen.setdefault(Path(output).absolute(), job)
-        if twin is not job:
-            raise RecipeError(
-                f"line {job.line}: has the same output as {twin.file}, line {twin.line}: {output}", file=job.file
-            )
+def failure(step: Step, error: ParamDeltaError, *, as_json: bool) -> dict[str, Any]:
+    """Return what scripts read of a merge that failed; tell people."""
+    if not as_json:
+        click.echo(f"error: {step.line}: {printable(step.output)}: {error}", err=True)
+    told = error.to_json()["error"] | {"recipe": step.job.file, "line": step.job.line}
+    return {"output": step.output, "error": told}
 
 
 def _report(reports: Sequence[dict[str, Any]], jobs: int, *, as_json: bool) -> None:
