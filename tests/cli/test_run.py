@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cli.test_cli import failed, paramdelta
+from tests.cli.test_cli import failed, of, paramdelta
 from tests.make import llama_shapes, normal, write_checkpoint
 
 if TYPE_CHECKING:
@@ -41,9 +41,8 @@ def test_a_recipe_merges_as_the_command_line_does(models: Path, tmp_path: Path) 
     file = recipe(tmp_path / "r.yaml", alpha=0.5, exclude=["*embed*"], output="one")
     run = paramdelta("run", file, cwd=models)
     assert run.returncode == 0, run.stderr
-    paths = ["--post", f"{models}/post", "--base", f"{models}/base", "--new-base", f"{models}/new_base"]
     options = ["--alpha", "0.5", "--exclude", "*embed*", "-o", f"{tmp_path}/two"]
-    assert paramdelta("merge", *paths, *options).returncode == 0
+    assert paramdelta("merge", *of(models), *options).returncode == 0
     assert weights(tmp_path / "one") == weights(tmp_path / "two") != {}
 
 
@@ -163,6 +162,44 @@ def test_errors_say_what_paths_in_recipes_are_relative_to(models: Path, tmp_path
     file = recipe(tmp_path / "deep/r.yaml", new_base="org/nothere")
     run = paramdelta("run", file, "-o", tmp_path / "out")
     failed(run, 3, "hf://org/nothere: is not in the cache", "(new_base)", "hf download", "write ./org/nothere")
+
+
+@pytest.mark.usefixtures("models")
+def test_a_dry_run_plans_every_merge_and_writes_nothing(models: Path, tmp_path: Path) -> None:
+    (models / "broken").mkdir()
+    broken = recipe(tmp_path / "b.yaml", output="b", post="models/broken")
+    good = recipe(tmp_path / "a.yaml", output="a", vocab="pad")
+    run = paramdelta("run", broken, good, chain(tmp_path / "r.yaml"), "--dry-run", "-o", "out", cwd=tmp_path)
+    assert run.returncode == 3
+    assert run.stderr.startswith(f"error: {broken}: line 1: out/b: ")
+    planned = paramdelta("plan", *of(models)).stdout
+    assert f"out/a ({good}: line 1)\n{planned}out/one ({tmp_path}/r.yaml: line 3)\n{planned}" in run.stdout
+    assert f"out/two ({tmp_path}/r.yaml: line 9): planned when out/one is there\n" in run.stdout
+    assert run.stdout.endswith("2 of 4 merges planned, 1 failed, 1 to be planned later; nothing was written\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.yaml", "b.yaml", "models", "r.yaml"]
+
+
+@pytest.mark.usefixtures("models")
+def test_a_dry_run_in_json_is_one_object_of_plans(models: Path, tmp_path: Path) -> None:
+    file = chain(tmp_path / "r.yaml")
+    run = paramdelta("run", file, "--dry-run", "--json")
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    first, second = report.pop("merges")
+    assert report == {"planned": 1, "waiting": 1, "failed": 0}
+    wanted = json.loads(paramdelta("plan", *of(models), "--json").stdout)
+    assert first.items() >= {"output": f"{tmp_path}/one", "already_complete": False, "shards": wanted["shards"]}.items()
+    assert first["tensors"] == wanted["tensors"]
+    assert second == {"output": f"{tmp_path}/two", "waits_for": [f"{tmp_path}/one"]}
+    assert paramdelta("run", recipe(tmp_path / "a.yaml", output="one")).returncode == 0
+    first, second = json.loads(paramdelta("run", file, "--dry-run", "--json").stdout)["merges"]
+    assert first["already_complete"]
+    assert second["bytes_written"] == wanted["bytes_written"]
+    assert "waits_for" in json.loads(paramdelta("run", file, "--dry-run", "--json", "--overwrite").stdout)["merges"][1]
+    failed = paramdelta("run", chain(tmp_path / "r.yaml", base="models/gone"), "--dry-run", "--json")
+    report = json.loads(failed.stdout)
+    assert (failed.returncode, report["failed"]) == (3, 2)
+    assert report["merges"][1]["error"]["line"] == 9
 
 
 @pytest.mark.usefixtures("models")

@@ -151,7 +151,10 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             help="How weights are written that the new base has in block-scaled FP8: in bf16, or in FP8 again.",
         ),
         click.option(
-            "--dtype", metavar="DTYPE", help="Output dtype: bf16, f16, f32 or f64.  [default: the new base's]"
+            "--dtype",
+            metavar="DTYPE",
+            help="Output dtype: bf16, f16, f32 or f64; bfloat16, fp16, half … are understood too."
+            "  [default: the new base's]",
         ),
         click.option(
             "--shard-size",
@@ -255,8 +258,7 @@ def plan(
     warnings = api.warnings_for(made, output)
     memory = api.estimate_memory(made)
     if as_json:
-        described = made.to_json() | {"memory_bytes": memory, "warnings": [w._asdict() for w in warnings]}
-        click.echo(json.dumps(described))
+        click.echo(json.dumps(display.plan_json(made, memory, warnings)))
     else:
         display.show_plan(made, memory, warnings)
 
@@ -299,8 +301,18 @@ def demo(*, output: str | None, as_json: bool) -> None:
 
 @commands.command()
 @click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True)
-@click.option("-o", "--output", metavar="DIR", help="Where outputs go: each below it, by its own name.")
-@click.option("--keep-going", is_flag=True, help="Go on with the other merges where one fails.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    help="Write each output below DIR, by the last part of its name; one that has none, to DIR itself.",
+)
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Go on with the other merges where one fails. A recipe that does not parse stops all of them.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what every merge would do, as plan does; write nothing.")
 @_run_options
 @_output_options
 def run(
@@ -308,16 +320,29 @@ def run(
     recipes: tuple[str, ...],
     output: str | None,
     keep_going: bool,
+    dry_run: bool,
     settings: dict[str, Any],
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Carry out the merges of recipe files (YAML).
+    """Carry out the merges of recipe files (YAML), in order.
 
-    All files are read before the first merge begins. The exit code is the first failure's.
+    All files are read before the first merge begins. Paths in a file are relative to its directory. A merge may read
+    what an earlier one writes. An option that a message names, like --vocab pad, is a key in a recipe: `vocab: pad`,
+    and `on_missing` for --on-missing.
+
+    Exit codes: the first failure's. 0 all done, or already done; 2 usage, a recipe that does not parse; 3 an input is
+    missing, damaged or not supported, or its merge failed; 4 the checkpoints do not fit each other; 5 the output cannot
+    be written; 6 an input changed; 8 non-finite results; 9 the memory budget is too small; 130 or 143 stopped by Ctrl-C
+    or SIGTERM; 1 a bug.
     """
-    from paramdelta.cli import batch
+    if dry_run:
+        from paramdelta.cli import dry_run as dry
 
-    code = batch.run(recipes, output, settings, keep_going=keep_going, quiet=quiet, as_json=as_json)
+        code = dry.show(recipes, output, overwrite=settings["overwrite"], quiet=quiet, as_json=as_json)
+    else:
+        from paramdelta.cli import batch
+
+        code = batch.run(recipes, output, settings, keep_going=keep_going, quiet=quiet, as_json=as_json)
     if code:
         sys.exit(code)

@@ -175,6 +175,11 @@ def show_plan(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> None:
         show_warning(warning)
 
 
+def plan_json(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> dict[str, Any]:
+    """Return what a merge would do as scripts read it."""
+    return plan.to_json() | {"memory_bytes": memory, "warnings": [warned._asdict() for warned in warnings]}
+
+
 def show_warning(warning: PlanWarning) -> None:
     """Print a warning on standard error."""
     print(f"warning: {printable(warning.message)} ({warning.code})", file=sys.stderr)
