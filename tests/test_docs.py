@@ -9,6 +9,9 @@ import pytest
 from bench import readme
 
 from paramdelta.cli.app import commands
+from paramdelta.cli.steps import steps_of
+from paramdelta.errors import RecipeError
+from paramdelta.planning.recipe_file import parse_recipes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,6 +36,18 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_recipes_that_are_shown_parse_and_mergekits_are_told_for_what_they_are(block: str) -> None:
+    if block.startswith("# mergekit"):
+        with pytest.raises(RecipeError, match="From mergekit"):
+            parse_recipes(block, Path("/models/r.yaml"))
+    else:
+        assert steps_of(parse_recipes(block, Path("/models/r.yaml")), None)
 
 
 def test_the_readmes_figures_are_those_of_the_last_benchmark() -> None:
