@@ -174,7 +174,7 @@ def test_a_dry_run_plans_every_merge_and_writes_nothing(models: Path, tmp_path: 
     assert run.stderr.startswith(f"error: {broken}: line 1: out/b: ")
     planned = paramdelta("plan", *of(models)).stdout
     assert f"out/a ({good}: line 1)\n{planned}out/one ({tmp_path}/r.yaml: line 3)\n{planned}" in run.stdout
-    assert f"out/two ({tmp_path}/r.yaml: line 9): planned when out/one is there\n" in run.stdout
+    assert f"out/two ({tmp_path}/r.yaml: line 9): planned when out/one is merged\n" in run.stdout
     assert run.stdout.endswith("2 of 4 merges planned, 1 failed, 1 to be planned later; nothing was written\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.yaml", "b.yaml", "models", "r.yaml"]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def show(files: Sequence[str], directory: str | None, *, overwrite: bool, quiet: bool, as_json: bool) -> int:
     """Plan every merge of recipe files, write nothing, and report; return the first failure's exit code, or 0.
 
-    One that reads the output of another is planned once that is there.
+    One that reads the output of another is planned once that is merged.
 
     Raises:
         RecipeError: as `paramdelta.cli.batch.run`.
@@ -72,7 +72,7 @@ def _planned(step: Step, *, overwrite: bool, quiet: bool, as_json: bool) -> dict
 def _waiting(step: Step, awaited: Sequence[Step], *, as_json: bool) -> dict[str, Any]:
     outputs = [other.output for other in awaited]
     if not as_json:
-        click.echo(f"{_title(step)}: planned when {listed([*map(printable, outputs)])} is there")
+        click.echo(f"{_title(step)}: planned when {listed([*map(printable, outputs)])} is merged")
     return {"output": step.output, "waits_for": outputs}
 
 
