@@ -21,7 +21,8 @@ from paramdelta.engine.inputs import require_backend
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.receipt import compose_receipt, counts_of, is_complete, losses_of, nonfinite_of, read_receipt
-from paramdelta.errors import CancelledError, CheckpointError, NonFiniteError, RecipeError
+from paramdelta.engine.staging import kept_text, sweep
+from paramdelta.errors import CancelledError, CheckpointError, NonFiniteError, ParamDeltaError, RecipeError
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe, checked_path
 from paramdelta.planning.units import format_size, parse_size
@@ -31,9 +32,9 @@ from paramdelta.storage.source import IO_CHOICES
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from paramdelta.engine.progress import Outcome, Progress
+    from paramdelta.engine.progress import FinishedShard, Outcome, Progress
     from paramdelta.planning.policies import Policies
     from paramdelta.planning.recipe_file import Job
 
@@ -228,22 +229,29 @@ def merge_recipe(
         for warning in made.warnings:
             on_warning(warning)
     if is_complete(path, made) and not overwrite:
+        sweep(path, made)
         return _already_complete(path, made, started)
     platform.raise_open_file_limit()
-    with OutputDirectory(path, made, overwrite=overwrite) as directory:
-        _stop_if(cancelled)
-        budget = _budget(made, most, workers)
-        _stop_if(cancelled)
-        require_backend(made.files, io)
-        directory.begin()
-        from paramdelta.engine import pipeline
+    directory = OutputDirectory(path, made, overwrite=overwrite)
+    try:
+        with directory:
+            _stop_if(cancelled)
+            budget = _budget(made, most, workers)
+            _stop_if(cancelled)
+            require_backend(made.files, io)
+            directory.begin()
+            from paramdelta.engine import pipeline
 
-        outcome = pipeline.run(made, budget, io, directory, on_progress, cancelled)
-        if outcome.nonfinite and not allow_nonfinite:
-            raise _nonfinite(made, outcome)
-        documents = _documents(made, path)
-        directory.publish(compose_receipt(made, outcome, documents, directory.sidecar_digests), documents)
-    return _result(path, made, started, outcome, budget)
+            resumed = tuple(directory.staging.finished.values())
+            outcome = pipeline.run(made, budget, io, directory, on_progress, cancelled, resumed)
+            if outcome.nonfinite and not allow_nonfinite:
+                raise _nonfinite(made, outcome)
+            documents = _documents(made, path)
+            directory.publish(compose_receipt(made, outcome, documents, directory.sidecar_digests), documents)
+    except ParamDeltaError as error:
+        error.remedy = " ".join(filter(None, (error.remedy, kept_text(directory.staging)))) or None
+        raise
+    return _result(path, made, started, outcome, budget, resumed)
 
 
 def estimate_memory(plan: Plan) -> int:
@@ -279,23 +287,40 @@ def _budget(plan: Plan, memory: int | None, workers: int | None) -> budgets.Budg
     return budgets.decide(memory, workers, budgets.Shape.of(plan.operations), used, platform.peak_rss())
 
 
-def _result(path: Path, plan: Plan, started: float, outcome: Outcome, budget: budgets.Budget) -> MergeResult:
+def _result(
+    path: Path,
+    plan: Plan,
+    started: float,
+    outcome: Outcome,
+    budget: budgets.Budget,
+    resumed: Sequence[FinishedShard],
+) -> MergeResult:
+    """Return the result of a run that published an output."""
+    made = [plan.operations[place] for place in _places_made(plan, resumed)]
     return MergeResult(
         output=str(path),
         tensors=len(plan.operations),
         shards=len(plan.shards),
-        bytes_read=plan.bytes_read,
+        bytes_read=sum(operation.bytes_read for operation in made),
         bytes_written=plan.bytes_written,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=platform.peak_rss(),
         io=", ".join(outcome.backends),
         workers=budget.workers,
         window_bytes=budget.window_bytes,
-        resumed_shards=0,
+        resumed_shards=len(resumed),
         nonfinite=counts_of(outcome),
         already_complete=False,
         requantised=losses_of(outcome),
     )
+
+
+def _places_made(plan: Plan, resumed: Sequence[FinishedShard]) -> Iterator[int]:
+    """Yield the operations that this run has carried out."""
+    done = {shard.number for shard in resumed}
+    for number, shard in enumerate(plan.shards):
+        if number not in done:
+            yield from shard.operations
 
 
 def _already_complete(path: Path, plan: Plan, started: float) -> MergeResult:

@@ -274,8 +274,10 @@ def test_results_that_are_not_finite_exit_8(tmp_path: Path) -> None:
     for role, value in (("post", 3e38), ("base", -3e38), ("new_base", 3e38)):
         write_checkpoint(tmp_path / role, {"w": ("F32", (1,), encode([value], "F32"))})
     run = paramdelta("merge", *of(tmp_path), "-o", tmp_path / "out", "--quiet")
-    failed(run, 8, "w: 1 Inf", "--allow-nonfinite")
-    assert not (tmp_path / "out").exists()
+    failed(run, 8, "w: 1 Inf", "--allow-nonfinite", "1 of 1 shards are finished and kept")
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == [".paramdelta"]
+    run = paramdelta("merge", *of(tmp_path), "-o", tmp_path / "out", "--quiet", "--allow-nonfinite", "--json")
+    assert json.loads(run.stdout)["resumed_shards"] == 1
 
 
 def test_results_that_are_not_finite_are_told_of_however_often_they_are_asked_for(tmp_path: Path) -> None:

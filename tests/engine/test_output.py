@@ -16,10 +16,12 @@ from paramdelta import api
 from paramdelta.checkpoint.checkpoint import FileIdentity
 from paramdelta.engine import output as output_module
 from paramdelta.engine.digests import Digest, Digester
+from paramdelta.engine.journal import JOURNAL
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.progress import FinishedShard
 from paramdelta.engine.receipt import RECEIPT, STAGING, is_complete, read_receipt
+from paramdelta.engine.staging import Staging
 from paramdelta.errors import (
     BudgetError,
     CancelledError,
@@ -93,7 +95,8 @@ def test_the_index_is_renamed_last_and_after_everything_is_synced(
     calls: list[str] = []
 
     def note_replace(self: Path, target: Path) -> Path:
-        calls.append(f"rename {target.name}")
+        if target.name != JOURNAL:
+            calls.append(f"rename {target.name}")
         return replace(self, target)
 
     def note_sync(path: Path) -> None:
@@ -125,7 +128,18 @@ def test_a_single_file_is_renamed_last(tmp_path: Path, monkeypatch: pytest.Monke
     assert renamed[-1] == "model.safetensors"
 
 
-def test_a_failure_while_publishing_leaves_nothing(
+def kept(output: Path) -> set[str]:
+    """Return the shards that a later run need not make again; nothing else may be left."""
+    names = {str(file.relative_to(output)) for file in output.rglob("*") if file.is_file()}
+    shards = {name for name in names if name.endswith(".safetensors")}
+    assert names - shards == {f"{STAGING}/lock", f"{STAGING}/{JOURNAL}"}
+    return {name.removeprefix(f"{STAGING}/") for name in shards}
+
+
+SHARDS = {f"model-0000{number}-of-00002.safetensors" for number in (1, 2)}
+
+
+def test_a_failure_while_publishing_publishes_nothing_and_keeps_the_shards(
     triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail_on_index(self: Path, target: Path) -> Path:
@@ -135,9 +149,9 @@ def test_a_failure_while_publishing_leaves_nothing(
 
     replace = Path.replace
     monkeypatch.setattr(Path, "replace", fail_on_index)
-    with pytest.raises(OutputError):
+    with pytest.raises(OutputError, match="2 of 2 shards are finished and kept"):
         merge(triple, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert kept(tmp_path / "out") == SHARDS
 
 
 def test_missing_parents_are_created_and_removed_again_after_a_failure(triple: Path, tmp_path: Path) -> None:
@@ -272,9 +286,10 @@ def test_a_result_with_new_infinities_is_not_published_unless_allowed(tmp_path: 
     with pytest.raises(NonFiniteError, match="w: 1 Inf, 0 NaN") as caught:
         merge(tmp_path, tmp_path / "out")
     assert caught.value.exit_code == 8
-    assert not (tmp_path / "out").exists()
+    assert kept(tmp_path / "out") == {"model.safetensors"}
     result = merge(tmp_path, tmp_path / "out", allow_nonfinite=True)
     assert result.nonfinite == {"w": {"infinities": 1, "nans": 0}}
+    assert (result.resumed_shards, result.bytes_read) == (1, 0)
 
 
 def test_infinities_that_a_law_copies_are_no_error(tmp_path: Path) -> None:
@@ -396,7 +411,9 @@ def test_a_file_that_appears_while_the_merge_runs_is_not_overwritten(triple: Pat
 
     with pytest.raises(OutputError, match=r"tokenizer\.json"):
         merge(triple, tmp_path / "out", on_progress=intrude)
-    assert contents(tmp_path / "out") == {"tokenizer.json": b"mine"}
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == b"mine"
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    assert kept(tmp_path / "out") == SHARDS
 
 
 # -- deaths while publishing -------------------------------------------------------------------------------------------
@@ -412,6 +429,8 @@ def die_at(monkeypatch: pytest.MonkeyPatch, number: int, *, cleaning_up: bool) -
     replace = Path.replace
 
     def rename(self: Path, target: Path) -> Path:
+        if target.name == JOURNAL:
+            return replace(self, target)
         if len(seen) == number:
             raise Death
         seen.append(target.name)
@@ -426,34 +445,52 @@ def die_at(monkeypatch: pytest.MonkeyPatch, number: int, *, cleaning_up: bool) -
 @pytest.mark.parametrize(
     ("shard_size", "number"), [*((None, number) for number in range(6)), *(("1GB", number) for number in range(4))]
 )
-def test_a_later_run_clears_what_a_death_while_publishing_left(
+def test_a_later_run_goes_on_from_a_death_while_publishing(
     triple: Path, tmp_path: Path, shard_size: str | None, number: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         seen = die_at(patch, number, cleaning_up=False)
-        patch.setattr(OutputDirectory, "_clean_up", lambda self: self._lock.release(force=True))
+        patch.setattr(OutputDirectory, "_clean_up", lambda self: self.staging._lock.release(force=True))
         with pytest.raises(Death):
-            merge(triple, tmp_path / "out", alpha=2, shard_size=shard_size)
+            merge(triple, tmp_path / "out", shard_size=shard_size)
     assert seen[:1] == [RECEIPT][:number]
     assert not (tmp_path / "out" / (INDEX if shard_size is None else "model.safetensors")).exists()
     if number:
         (tmp_path / "out" / "notes.txt").write_text("mine")
-    merge(triple, tmp_path / "out")
-    merge(triple, tmp_path / "fresh")
-    left = contents(tmp_path / "out")
-    if number:
-        assert left.pop("notes.txt") == b"mine"
-    assert left == contents(tmp_path / "fresh")
+    shutil.copytree(tmp_path / "out", tmp_path / "other")
+    merge(triple, tmp_path / "fresh", shard_size=shard_size)
+    fresh = contents(tmp_path / "fresh") | ({"notes.txt": b"mine"} if number else {})
+    again = merge(triple, tmp_path / "out", shard_size=shard_size)
+    assert contents(tmp_path / "out") == fresh
+    assert (again.resumed_shards, again.bytes_read) == (1 if shard_size else 2, 0)
+    with pytest.raises(OutputError, match=r"alphas: \[\[1.0, \[\]\]\] then, \[\[2.0, \[\]\]\] now"):
+        merge(triple, tmp_path / "other", alpha=2)
+    merge(triple, tmp_path / "other", alpha=2, overwrite=True)
+    merge(triple, tmp_path / "fresh", alpha=2, overwrite=True)
+    assert contents(tmp_path / "other") == contents(tmp_path / "fresh") | ({"notes.txt": b"mine"} if number else {})
+
+
+def undo_with(patch: pytest.MonkeyPatch) -> Any:
+    """Return `OutputDirectory._withdraw` for a system that renames again."""
+    withdraw = OutputDirectory._withdraw
+
+    def undo(self: OutputDirectory, names: list[str]) -> None:
+        patch.undo()
+        withdraw(self, names)
+
+    return undo
 
 
 @pytest.mark.parametrize("number", range(6))
 def test_whatever_ends_a_publication_undoes_it(
     triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    die_at(monkeypatch, number, cleaning_up=True)
-    with pytest.raises(Death):
-        merge(triple, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    with monkeypatch.context() as patch:
+        die_at(patch, number, cleaning_up=True)
+        patch.setattr(OutputDirectory, "_withdraw", undo_with(patch))
+        with pytest.raises(Death):
+            merge(triple, tmp_path / "out")
+    assert kept(tmp_path / "out") == SHARDS
 
 
 def test_an_index_that_its_owner_moved_away_does_not_cost_the_shards(triple: Path, tmp_path: Path) -> None:
@@ -479,8 +516,9 @@ def test_overwriting_that_ended_early_can_be_repeated_beside_files_of_the_user(t
             on_progress=lambda _: cancelled.set(),
             cancelled=cancelled,
         )
-    assert contents(tmp_path / "out").keys() == {RECEIPT, "notes.txt"}
-    merge(triple, tmp_path / "out")
+    assert {RECEIPT, "notes.txt"} <= contents(tmp_path / "out").keys()
+    assert not {INDEX, *SHARDS} & contents(tmp_path / "out").keys()
+    merge(triple, tmp_path / "out", overwrite=True)
     merge(triple, tmp_path / "fresh")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh") | {"notes.txt": b"mine"}
 
@@ -492,7 +530,9 @@ def test_an_input_that_changes_after_its_last_window_is_an_error(triple: Path, t
 
     with pytest.raises(InputChangedError, match="mtime_ns"):
         merge(triple, tmp_path / "out", on_progress=touch)
-    assert not (tmp_path / "out").exists()
+    assert kept(tmp_path / "out") <= SHARDS
+    with pytest.raises(OutputError, match=r"post: model-0000.-of-00002.safetensors has changed"):
+        merge(triple, tmp_path / "out")
 
 
 def test_a_finished_output_is_no_dead_publication(triple: Path, tmp_path: Path) -> None:
@@ -523,14 +563,14 @@ def test_a_shard_that_loads_by_itself_is_renamed_last_before_the_index(
 def test_what_another_run_published_before_the_lock_was_had_is_seen(
     triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def be_late(self: OutputDirectory) -> None:
+    def be_late(self: Staging, *, created: bool) -> None:
         monkeypatch.undo()
         merge(triple, tmp_path / "out", alpha=2)
-        self._staging.mkdir(exist_ok=True)
-        acquire(self)
+        self.path.mkdir(exist_ok=True)
+        acquire(self, created=created)
 
-    plan, acquire = plan_of(triple), OutputDirectory._acquire
-    monkeypatch.setattr(OutputDirectory, "_acquire", be_late)
+    plan, acquire = plan_of(triple), Staging.acquire
+    monkeypatch.setattr(Staging, "acquire", be_late)
     with (
         pytest.raises(OutputError, match="another merge"),
         OutputDirectory(tmp_path / "out", plan, overwrite=False),

@@ -336,7 +336,7 @@ def test_the_fingerprint_changes_with_the_version_of_the_arithmetic(
     triple: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = plan_of(triple).fingerprint
-    monkeypatch.setattr("paramdelta.planning.plan.ARITHMETIC", 1_000)
+    monkeypatch.setattr("paramdelta.planning.identity.ARITHMETIC", 1_000)
     assert plan_of(triple).fingerprint != before
 
 

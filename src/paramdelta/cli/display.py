@@ -74,6 +74,8 @@ def _with_progress(merge: Callable[[Callable[[Progress], None] | None], MergeRes
         task = bar.add_task("", total=None, shards="")
 
         def show(progress: Progress) -> None:
+            if bar.tasks[task].total is None:  # what earlier runs have done says nothing of this one's speed
+                bar.reset(task, total=progress.total, completed=progress.resumed)
             shards = f"{progress.shards_done}/{progress.shards} shards"
             bar.update(task, completed=progress.done, total=progress.total, shards=shards)
 
@@ -91,7 +93,7 @@ class _Lines:
         if now - self._last < _SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        rate = progress.done / (now - self._started)
+        rate = max(1, progress.done - progress.resumed) / (now - self._started)
         left = (progress.total - progress.done) / rate
         print(
             f"merging: {progress.done / progress.total:.0%},"
@@ -118,8 +120,14 @@ def merge_line(result: MergeResult) -> str:
         f"{printable(result.output)}: {result.tensors:,} tensors, {format_size(result.bytes_written)}"
         f" in {result.shards} {'file' if result.shards == 1 else 'files'},"
         f" {result.seconds:.1f} s ({format_size(moved / result.seconds)}/s read and written),"
-        f" peak RAM {format_size(result.peak_rss_bytes)}{_losses(result)}"
+        f" peak RAM {format_size(result.peak_rss_bytes)}{_resumed(result)}{_losses(result)}"
     )
+
+
+def _resumed(result: MergeResult) -> str:
+    """Return what earlier runs had done already."""
+    number = result.resumed_shards
+    return f"; {number} of {result.shards} shards were there from an earlier run" if number else ""
 
 
 def _losses(result: MergeResult) -> str:

@@ -6,14 +6,10 @@ If the index (or the single model file) exists under its final name, everything 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
 from typing import TYPE_CHECKING, Any, Final
-
-import filelock
 
 from paramdelta.checkpoint.checkpoint import FileIdentity
 from paramdelta.checkpoint.files import open_regular, unreadable
@@ -21,6 +17,7 @@ from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.engine.inputs import check_identity
 from paramdelta.engine.location import free_space, make_directories, refusals, refuse_inputs
 from paramdelta.engine.receipt import RECEIPT, STAGING, is_abandoned, listed_files, read_receipt
+from paramdelta.engine.staging import Staging
 from paramdelta.errors import InputChangedError, OutputError
 from paramdelta.planning.layout import INDEX_FILE, SINGLE_FILE
 from paramdelta.planning.plan import InputFile
@@ -43,7 +40,6 @@ DOCUMENTS: Final = ("recipe.yaml", "README.md")
 """What every output has beside weights, sidecars and receipt."""
 
 _CHUNK: Final = 1 << 20
-_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _ANOTHER_OUTPUT: Final = "Choose another output."
 
 
@@ -60,9 +56,10 @@ class OutputDirectory:
         self.path = path
         self._plan = plan
         self._overwrite = overwrite
-        self._staging = path / STAGING
+        self.staging = Staging(path, plan)
+        self._staging = self.staging.path
         self._created: list[Path] = []
-        self._lock = filelock.FileLock(self._staging / "lock", timeout=0)
+        self._published = False
         weights = sorted((shard.name for shard in plan.shards), key=SINGLE_FILE.__eq__)
         index = [INDEX_FILE] if plan.layout.index is not None else []
         # Receipt first: whatever a death leaves behind is listed. What makes the output loadable comes last.
@@ -75,11 +72,9 @@ class OutputDirectory:
                 refuse_inputs(self.path, self._plan)
                 self._refuse_strangers()
                 make_directories(self._staging, self._created)
-                self._acquire()
+                self.staging.acquire(created=self._staging in self._created)
                 self._refuse_strangers()  # another run may have ended between the first look and the lock
-                for leftover in self._staging.iterdir():
-                    if leftover.name != "lock":
-                        leftover.unlink()
+                self.staging.take_stock(overwrite=self._overwrite, published=self._own_files())
         except BaseException:
             self._clean_up()
             raise
@@ -101,11 +96,13 @@ class OutputDirectory:
         with refusals(self.path):
             self._refuse_strangers()
             receipt = read_receipt(self.path)
-            old = listed_files(receipt)
-            self._refuse_occupied(set() if receipt is None else {*old, RECEIPT})
+            listed = listed_files(receipt)
+            old = {name: size for name, size in listed.items() if name not in self.staging.finished}
+            self._refuse_occupied(set() if receipt is None else {*listed, RECEIPT})
             self._refuse_full_disk(old)
             self._check_sidecars()
             self._remove_old(old)
+            self.staging.begin()
             for car in self._plan.sidecars:
                 self.sidecar_digests[car.name] = _copy_durably(car, self._staging / car.name)
             self._check_sidecars()
@@ -114,10 +111,10 @@ class OutputDirectory:
         """Return the sink of a shard, in the staging directory."""
         return FileSink(self._staging / shard.name, shard.size)
 
-    def completed(self, _finished: FinishedShard, /) -> None:
-        """Make the entry of a finished shard durable."""
+    def completed(self, finished: FinishedShard, /) -> None:
+        """Record a finished shard, durably: a later run need not make it again."""
         with refusals(self.path):
-            platform.sync_directory(self._staging)
+            self.staging.record(finished)
 
     def publish(self, receipt: dict[str, Any], documents: Mapping[str, bytes]) -> None:
         """Give everything its final name, the index last.
@@ -140,7 +137,8 @@ class OutputDirectory:
             if self._plan.layout.index is not None:
                 _write_durably(self._staging / INDEX_FILE, [self._plan.layout.index])
             platform.sync_directory(self._staging)
-            self._refuse_occupied({RECEIPT} if read_receipt(self.path) is not None else set())
+            ours = {name for name in self.staging.finished if not os.path.lexists(self._staging / name)}
+            self._refuse_occupied(ours | ({RECEIPT} if read_receipt(self.path) is not None else set()))
             renamed: list[str] = []
             try:
                 self._rename(self._names[:1], renamed)
@@ -150,16 +148,29 @@ class OutputDirectory:
                 self._withdraw(renamed)
                 raise
         self._created = []
+        self._published = True
+
+    def _own_files(self) -> set[str]:
+        """Return the names of files that a run of this very merge, which died, has published already."""
+        receipt = read_receipt(self.path)
+        if receipt is None or receipt["fingerprint"] != self._plan.fingerprint:
+            return set()
+        return {name for name in listed_files(receipt) if os.path.lexists(self.path / name)}
 
     def _rename(self, names: list[str], renamed: list[str]) -> None:
         for name in names:
             renamed.append(name)
-            (self._staging / name).replace(self.path / name)
+            if name not in self.staging.finished or os.path.lexists(self._staging / name):
+                (self._staging / name).replace(self.path / name)
         platform.sync_directory(self.path)
 
     def _withdraw(self, names: list[str]) -> None:
-        """Remove what was published, the receipt last and only if all else is gone: a later run clears by it."""
+        """Take back what was published, the receipt last and only if all else is gone: a later run clears by it."""
         with contextlib.suppress(OSError):
+            for name in reversed(names):
+                if name in self.staging.finished and os.path.lexists(self.path / name):
+                    (self.path / name).replace(self._staging / name)
+            platform.sync_directory(self._staging)
             self._remove([name for name in reversed(names) if name != RECEIPT])
             self._remove([RECEIPT])
 
@@ -176,35 +187,6 @@ class OutputDirectory:
         for name in names:
             (self.path / name).unlink(missing_ok=True)
         platform.sync_directory(self.path)
-
-    def _acquire(self) -> None:
-        try:
-            self._lock.acquire()
-            locked = not isinstance(self._lock, filelock.SoftFileLock)  # what some versions fall back to
-        except filelock.Timeout:
-            raise OutputError(
-                "another run is writing this output",
-                file=str(self.path),
-                remedy="Wait until it has ended, or choose another output.",
-            ) from None
-        except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-                raise
-            locked = False
-        if not locked:
-            self._refuse_lockless()
-
-    def _refuse_lockless(self) -> None:
-        with contextlib.suppress(OSError):
-            self._lock.release(force=True)
-        if self._staging in self._created:
-            with contextlib.suppress(OSError):
-                (self._staging / "lock").unlink()
-        raise OutputError(
-            "this filesystem has no locks",
-            file=str(self.path),
-            remedy="Choose an output on another filesystem, and copy it here when it is done.",
-        )
 
     def _refuse_strangers(self) -> None:
         if not os.path.lexists(self.path):
@@ -245,7 +227,7 @@ class OutputDirectory:
                 )
 
     def _refuse_full_disk(self, old: Iterable[str]) -> None:
-        wanted = sum(shard.size for shard in self._plan.shards) + len(self._plan.layout.index or b"")
+        wanted = sum(shard.size for shard in self.staging.missing()) + len(self._plan.layout.index or b"")
         wanted += sum(car.size for car in self._plan.sidecars)
         free = free_space(self.path)
         for name in old:
@@ -263,15 +245,8 @@ class OutputDirectory:
             check_identity(InputFile(str(car.source), car.identity, ""))
 
     def _clean_up(self) -> None:
-        """Remove the staging directory, if it is this run's, and the directories that it created and left empty."""
-        if self._lock.is_locked:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self._lock.release()
-            with contextlib.suppress(OSError):  # Windows removes no open file: its lock goes with the release
-                self._staging.rmdir()
-            with contextlib.suppress(OSError):
-                platform.sync_directory(self.path)
+        """Leave the staging directory, and remove directories that this run created and that are empty now."""
+        self.staging.leave(published=self._published)
         for directory in reversed(self._created):
             with contextlib.suppress(OSError):
                 directory.rmdir()

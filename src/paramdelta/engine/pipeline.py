@@ -30,7 +30,7 @@ from paramdelta.storage.memory import Buffer
 from paramdelta.storage.platform import ALIGNMENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -61,11 +61,13 @@ def run(
     target: Target,
     on_progress: Callable[[Progress], None] | None = None,
     cancelled: threading.Event | None = None,
+    done: Iterable[FinishedShard] = (),
 ) -> Outcome:
     """Carry a plan out.
 
     Args:
         io: ``auto``, ``mmap``, ``pread`` or ``direct``.
+        done: shards that an earlier run has finished.
         target: where the shards go.
         on_progress: called from this thread, after every window.
         cancelled: set it, from any thread, to stop the run.
@@ -77,10 +79,11 @@ def run(
         CancelledError: the run was cancelled.
     """
     inputs = Inputs(plan.files, io)
-    feed = _Feed(plan, budget, target)
+    done = tuple(done)
+    feed = _Feed(plan, budget, target, frozenset(shard.number for shard in done))
     events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
     workers: list[_Worker] = []
-    completion = _Completion(plan, inputs, feed, target)
+    completion = _Completion(plan, inputs, feed, target, done)
     try:
         _start(workers, plan, budget, inputs, feed, events)
         for written in _written_windows(events, len(workers), cancelled):
@@ -163,14 +166,17 @@ def _written_windows(
 class _Completion:
     """Counts what is written; finishes each shard after its last window, and closes inputs that are no longer read."""
 
-    def __init__(self, plan: Plan, inputs: Inputs, feed: _Feed, target: Target) -> None:
+    def __init__(self, plan: Plan, inputs: Inputs, feed: _Feed, target: Target, done: Sequence[FinishedShard]) -> None:
         self._plan, self._inputs, self._feed, self._target = plan, inputs, feed, target
-        self._missing = [shard.size for shard in plan.shards]
+        sizes = [shard.size for shard in plan.shards]
+        numbers = {shard.number for shard in done}
+        self._missing = [0 if number in numbers else size for number, size in enumerate(sizes)]
         self._ended_files = last_uses(plan)
         self._complete_up_to = 0
         self._nonfinite: dict[int, NDArray[np.int64]] = {}
-        self.finished: list[FinishedShard] = []
-        self.progress = Progress(0, sum(self._missing), 0, len(self._missing))
+        self.finished = list(done)
+        resumed = sum(sizes) - sum(self._missing)
+        self.progress = Progress(resumed, sum(sizes), len(done), len(sizes), resumed)
 
     def add(self, written: _Written) -> None:
         """Take note of a written window. Raises as `run`."""
@@ -228,17 +234,21 @@ class _Feed:
         digesters: of each shard that is being written.
     """
 
-    def __init__(self, plan: Plan, budget: Budget, target: Target) -> None:
+    def __init__(self, plan: Plan, budget: Budget, target: Target, done: frozenset[int]) -> None:
         self._lock = threading.Lock()
-        self._windows = self._all_windows(plan, budget, target)
+        self._windows = self._all_windows(plan, budget, target, done)
         self._sinks: dict[int, Sink] = {}
         self._stopped = False
         self.digesters: dict[int, Digester] = {}
         self.bands: Exchange[tuple[int, int], Band] = Exchange()
         self.edges: Exchange[tuple[int, int], bytes] = Exchange()
 
-    def _all_windows(self, plan: Plan, budget: Budget, target: Target) -> Iterator[tuple[Window, Sink]]:
+    def _all_windows(
+        self, plan: Plan, budget: Budget, target: Target, done: frozenset[int]
+    ) -> Iterator[tuple[Window, Sink]]:
         for number, shard in enumerate(plan.shards):
+            if number in done:
+                continue
             sink = self._sinks[number] = target.create(shard)
             self.digesters[number] = Digester(shard.size)
             for window in cut(number, shard, plan.operations, budget.window_bytes):

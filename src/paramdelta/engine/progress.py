@@ -11,12 +11,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is: bytes of output written, of how many, and the shards that are complete."""
+    """How far a run is: bytes of output written, of how many, and the shards that are complete.
+
+    ``resumed`` of the bytes were written by earlier runs.
+    """
 
     done: int
     total: int
     shards_done: int
     shards: int
+    resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

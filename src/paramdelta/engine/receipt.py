@@ -14,8 +14,8 @@ from paramdelta.checkpoint.files import read_whole
 from paramdelta.engine.digests import REGION
 from paramdelta.engine.progress import Requantised
 from paramdelta.errors import CheckpointError
+from paramdelta.planning.identity import ARITHMETIC
 from paramdelta.planning.layout import INDEX_FILE, SINGLE_FILE
-from paramdelta.planning.plan import ARITHMETIC
 from paramdelta.planning.provenance import listed_inputs
 
 if TYPE_CHECKING:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ from paramdelta.checkpoint.scaling import Blocks, Scaling, scaling_of
 from paramdelta.checkpoint.sidecars import Sidecar, choose_sidecars
 from paramdelta.checkpoint.unsupported import refuse_unmergeable
 from paramdelta.planning.config import output_config
+from paramdelta.planning.identity import digest_of, identity_of
 from paramdelta.planning.layout import Layout, OutputShard, by_size, lay_out, like_checkpoint
 from paramdelta.planning.manifest import Member, build_manifest
 from paramdelta.planning.parts import Operand, Operation, Part, Scale
@@ -23,10 +22,6 @@ from paramdelta.planning.policies import Policies
 from paramdelta.planning.recipe import Delta, Recipe
 from paramdelta.planning.vocabulary import differing_tokens, donor_of_tokens
 from paramdelta.planning.warnings import PlanWarning, all_warnings
-
-ARITHMETIC: Final = 1
-"""Version of the arithmetic and the layout: it rises when the same request would give other bytes."""
-
 
 _DIGESTED: Final = ("fingerprint", "recipe", "inputs", "files", "tensors", "shards", "index", "sidecars")
 """What `Plan.from_json` insists on; others may add to or change the rest of a plan's JSON."""
@@ -94,28 +89,12 @@ class Plan:
 
         Paths do not count: an input may be moved or mounted elsewhere between two runs.
         """
-        return _digest(self._identity())
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "arithmetic": ARITHMETIC,
-            "alphas": [[delta.alpha, delta.alphas] for delta in self.recipe.deltas],
-            "policies": asdict(self.recipe.policies),
-            "dtype": self.recipe.dtype,
-            "shard_size": self.recipe.shard_size,
-            "inputs": [
-                [source.digests, [_file_identity(self.files[place]) for place in source.files]]
-                for source in self.inputs
-            ],
-            "sidecars": [
-                [car.name, car.donor, car.identity.size, car.identity.mtime_ns, car.text] for car in self.sidecars
-            ],
-        }
+        return digest_of(identity_of(self))
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data: what `from_json` needs, and what scripts read."""
         data = self._as_data()
-        return data | {"digest": _digest({field: data[field] for field in _DIGESTED})}
+        return data | {"digest": digest_of({field: data[field] for field in _DIGESTED})}
 
     def _as_data(self) -> dict[str, Any]:
         return {
@@ -185,7 +164,7 @@ class Plan:
         Raises:
             ValueError: the data was changed since: it does not have its own digest.
         """
-        if data.get("digest") != _digest({field: data.get(field) for field in _DIGESTED}):
+        if data.get("digest") != digest_of({field: data.get(field) for field in _DIGESTED}):
             raise ValueError("the plan was changed after it was made: its digest does not match")
         operations = tuple(
             Operation(
@@ -217,10 +196,6 @@ class Plan:
         return plan
 
 
-def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
 def _recipe_of(data: dict[str, Any]) -> Recipe:
     deltas = tuple(Delta(**{**delta, "alphas": tuple(map(tuple, delta["alphas"]))}) for delta in data["deltas"])
     policies: dict[str, Any] = {
@@ -246,10 +221,6 @@ def _parts_of(entry: dict[str, Any]) -> tuple[Part, ...]:
 
 def _identity_of(entry: dict[str, Any]) -> FileIdentity:
     return FileIdentity(entry["dev"], entry["ino"], entry["size"], entry["mtime_ns"])
-
-
-def _file_identity(file: InputFile) -> list[Any]:
-    return [Path(file.path).name, file.identity.size, file.identity.mtime_ns, file.header_digest]
 
 
 def make_plan(recipe: Recipe) -> Plan:

@@ -1,0 +1,124 @@
+"""What makes a run resumable: a record of each finished shard, synced before it counts.
+
+The first line says what is being merged; every further one what must not be forgotten of a shard. A line that a death
+cut short does not count, nor does anything behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from paramdelta.checkpoint.files import read_whole
+from paramdelta.engine.digests import Digest
+from paramdelta.engine.progress import FinishedShard, NonFinite, Requantised
+from paramdelta.errors import CheckpointError
+from paramdelta.storage import platform
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from paramdelta.planning.plan import Plan
+
+JOURNAL: Final = "journal.jsonl"
+_MOST_BYTES: Final = 1 << 30
+
+
+class Journal(NamedTuple):
+    """What an earlier run recorded: the identity of its merge, and its finished shards by name."""
+
+    identity: Any
+    shards: dict[str, FinishedShard]
+
+
+def read_journal(staging: Path, plan: Plan) -> Journal | None:
+    """Return what an earlier run recorded in a staging directory; None where there is nothing that makes sense.
+
+    Shards that the plan does not have, or has otherwise, are left out.
+    """
+    try:
+        raw = read_whole(staging / JOURNAL, _MOST_BYTES)
+    except CheckpointError:
+        return None
+    lines = raw.split(b"\n")[:-1]  # what no newline ends was cut short
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except (ValueError, RecursionError):
+            break
+    if not records or not isinstance(records[0], dict) or "identity" not in records[0]:
+        return None
+    numbers = {shard.name: number for number, shard in enumerate(plan.shards)}
+    found: dict[str, FinishedShard] = {}
+    for record in records[1:]:
+        try:
+            name = record["shard"]
+            if record["bytes"] == plan.shards[numbers[name]].size:
+                found[name] = _parse(record, numbers[name])
+        except (TypeError, KeyError, ValueError, AttributeError):
+            break
+    return Journal(records[0]["identity"], found)
+
+
+def _parse(record: dict[str, Any], number: int) -> FinishedShard:
+    regions = record["regions"]
+    return FinishedShard(
+        number,
+        Digest(record["xxh3"], tuple(regions[begin : begin + 16] for begin in range(0, len(regions), 16))),
+        {name: NonFinite(int(i), int(n)) for name, (i, n) in record["nonfinite"].items()},
+        tuple(Requantised(str(name), float(error), float(size)) for name, error, size in record["requantised"]),
+    )
+
+
+class JournalWriter:
+    """Appends to the journal of a run. Methods raise OSError where the system refuses."""
+
+    def __init__(
+        self, staging: Path, identity: dict[str, Any], finished: Mapping[str, FinishedShard], plan: Plan
+    ) -> None:
+        self._plan = plan
+        self._path = staging / JOURNAL
+        self._offset = 0
+        lines = [{"identity": identity}]
+        lines += [self._record(shard) for shard in finished.values()]
+        fresh = staging / f"{JOURNAL}.new"
+        fresh.unlink(missing_ok=True)
+        self._descriptor = platform.open_for_writing(str(fresh))
+        try:
+            for line in lines:
+                self._append(line)
+            platform.sync_file(self._descriptor)
+            fresh.replace(self._path)
+            platform.sync_directory(staging)
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, finished: FinishedShard) -> None:
+        """Record a shard that lies on stable storage, durably."""
+        self._append(self._record(finished))
+        platform.sync_file(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def _append(self, content: dict[str, Any]) -> None:
+        line = bytearray(f"{json.dumps(content)}\n".encode())
+        platform.write_all(self._descriptor, memoryview(line), self._offset)
+        self._offset += len(line)
+
+    def _record(self, finished: FinishedShard) -> dict[str, Any]:
+        shard = self._plan.shards[finished.number]
+        return {
+            "shard": shard.name,
+            "bytes": shard.size,
+            "xxh3": finished.digest.whole,
+            "regions": "".join(finished.digest.regions),
+            "nonfinite": {name: list(asdict(found).values()) for name, found in finished.nonfinite.items()},
+            "requantised": [list(lost) for lost in finished.requantised],
+        }

@@ -1,0 +1,213 @@
+"""``OUT/.paramdelta``: all that a run keeps before it publishes: lock, journal, shards. Finished shards outlive it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+import filelock
+
+from paramdelta.checkpoint.files import read_whole
+from paramdelta.checkpoint.wording import printable
+from paramdelta.engine.journal import JOURNAL, JournalWriter, read_journal
+from paramdelta.engine.receipt import STAGING
+from paramdelta.errors import CheckpointError, OutputError
+from paramdelta.planning.identity import differences, digest_of, identity_of
+from paramdelta.storage import platform
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from paramdelta.engine.progress import FinishedShard
+    from paramdelta.planning.layout import OutputShard
+    from paramdelta.planning.plan import Plan
+
+_LOCK: Final = "lock"
+_HOLDER: Final = "holder.json"
+_MOST_LINES: Final = 20
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+
+
+class Staging:
+    """The staging directory of an output, while this process holds its lock.
+
+    Attributes:
+        path: the directory.
+        finished: shards that are done, by name: those of earlier runs, and those that this one has added.
+    """
+
+    def __init__(self, output: Path, plan: Plan) -> None:
+        self.path = output / STAGING
+        self.finished: dict[str, FinishedShard] = {}
+        self._output = output
+        self._plan = plan
+        self._lock = filelock.FileLock(self.path / _LOCK, timeout=0)
+        self._journal: JournalWriter | None = None
+        self._is_ours = False  # until then what lies there is another merge's
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether this process holds the lock."""
+        return bool(self._lock.is_locked)
+
+    def acquire(self, *, created: bool) -> None:
+        """Take the lock, and say who holds it.
+
+        Args:
+            created: whether this run has made the directory, and may remove it.
+
+        Raises:
+            OutputError: another run holds the lock, or the filesystem has none.
+        """
+        try:
+            self._lock.acquire()
+            locked = not isinstance(self._lock, filelock.SoftFileLock)  # what some versions fall back to
+        except filelock.Timeout:
+            raise OutputError(
+                f"another run is writing this output{self._holder()}",
+                file=str(self._output),
+                remedy="Wait until it has ended, or choose another output.",
+            ) from None
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            locked = False
+        if not locked:
+            self._refuse_lockless(created=created)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with contextlib.suppress(OSError):  # good to know, and not needed
+            (self.path / _HOLDER).write_text(json.dumps(holder), encoding="utf-8")
+
+    def _holder(self) -> str:
+        try:
+            holder = json.loads(read_whole(self.path / _HOLDER, 4096))
+            return f": process {holder['pid']:d} on {printable(holder['host'])}, since {printable(holder['since'])}"
+        except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return ""
+
+    def _refuse_lockless(self, *, created: bool) -> None:
+        with contextlib.suppress(OSError):
+            self._lock.release(force=True)
+        if created:
+            with contextlib.suppress(OSError):
+                (self.path / _LOCK).unlink()
+        raise OutputError(
+            "this filesystem has no locks",
+            file=str(self._output),
+            remedy="Choose an output on another filesystem, and copy it here when it is done.",
+        )
+
+    def take_stock(self, *, overwrite: bool, published: Iterable[str] = ()) -> None:
+        """See which shards an earlier run of this very merge has finished; remove what else it left.
+
+        Args:
+            overwrite: start anew, whatever is there.
+            published: names that are in place already, of a run that died while it published.
+
+        Raises:
+            OutputError: the earlier run was of another merge; lists what differs.
+        """
+        journal = None if overwrite else read_journal(self.path, self._plan)
+        if journal is not None:
+            identity = identity_of(self._plan)
+            if digest_of(journal.identity) != digest_of(identity):
+                raise self._another_merge(differences(journal.identity, identity))
+            sizes = {shard.name: shard.size for shard in self._plan.shards}
+            staged = (entry.name for entry in self.path.iterdir())
+            places = {**dict.fromkeys(published, self._output), **dict.fromkeys(staged, self.path)}
+            self.finished = {
+                name: finished
+                for name, finished in journal.shards.items()
+                if name in places and _has_size(places[name] / name, sizes[name])
+            }
+        self._is_ours = True
+        self._clear({_LOCK, _HOLDER, JOURNAL, *self.finished})
+
+    def _another_merge(self, differing: list[str]) -> OutputError:
+        lines = [f"  {line}" for line in differing[:_MOST_LINES]]
+        if len(differing) > _MOST_LINES:
+            lines.append(f"  and {len(differing) - _MOST_LINES:,} more")
+        return OutputError(
+            "\n".join(["holds an unfinished merge that differs from this one:", *lines]),
+            file=str(self._output),
+            remedy="Repeat that merge to finish it, use --overwrite to start anew, or choose another output.",
+        )
+
+    def begin(self) -> None:
+        """Open the journal. Raises OSError."""
+        self._journal = JournalWriter(self.path, identity_of(self._plan), self.finished, self._plan)
+
+    def missing(self) -> list[OutputShard]:
+        """Return the shards that are still to be made."""
+        return [shard for shard in self._plan.shards if shard.name not in self.finished]
+
+    def record(self, finished: FinishedShard) -> None:
+        """Take note, durably, of a shard that lies on stable storage here. Raises OSError."""
+        platform.sync_directory(self.path)
+        if self._journal is not None:
+            self._journal.add(finished)
+        self.finished[self._plan.shards[finished.number].name] = finished
+
+    def leave(self, *, published: bool) -> None:
+        """Give the directory up: all of it where the output is published or nothing is worth keeping."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        if not self.is_locked:
+            return
+        if not self._is_ours and not published:
+            keep = (self.path / JOURNAL).exists()
+            (self.path / _HOLDER).unlink(missing_ok=True)
+        else:
+            keep = bool(self.finished) and not published
+            if keep:
+                self._clear({_LOCK, JOURNAL, *self.finished})
+        if not keep:
+            shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._lock.release()
+        if not keep:
+            with contextlib.suppress(OSError):  # Windows removes no open file: its lock goes with the release
+                self.path.rmdir()
+        with contextlib.suppress(OSError):
+            platform.sync_directory(self._output)
+
+    def _clear(self, kept: Iterable[str]) -> None:
+        for leftover in self.path.iterdir():
+            if leftover.name not in kept:
+                if leftover.is_dir() and not leftover.is_symlink():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink()
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and not path.is_symlink() and path.stat().st_size == size
+
+
+def sweep(output: Path, plan: Plan) -> None:
+    """Remove what a run left in a finished output that died just before its end, unless another run is there."""
+    staging = Staging(output, plan)
+    if not staging.path.is_dir() or staging.path.is_symlink():
+        return
+    with contextlib.suppress(OutputError, OSError):
+        staging.acquire(created=False)
+        staging.leave(published=True)
+
+
+def kept_text(staging: Staging) -> str:
+    """Return what a message says of shards that a failed run leaves behind, nothing where there are none."""
+    if not staging.finished:
+        return ""
+    number, all_of_them = len(staging.finished), len(staging.missing()) + len(staging.finished)
+    return (
+        f"{number} of {all_of_them} shards are finished and kept in {STAGING}: the same command goes on from there,"
+        " --overwrite starts anew."
+    )

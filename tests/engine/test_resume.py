@@ -1,0 +1,306 @@
+"""A merge that was ended goes on from the first unfinished shard, whatever ended it, and gives the same output."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from paramdelta import api
+from paramdelta.engine.journal import JOURNAL
+from paramdelta.engine.receipt import RECEIPT, STAGING
+from paramdelta.errors import CancelledError, InputChangedError, NonFiniteError, OutputError
+from paramdelta.planning.policies import Policies
+from tests.block_scaled import CONFIG, tensors_of
+from tests.make import encode, normal, skip_without_direct_io, write_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from paramdelta.engine.progress import Progress
+
+SHARDS = 4
+
+
+def make(root: Path) -> Path:
+    for seed, role in enumerate(("post", "base", "new_base")):
+        tensors = {f"t{number}": normal((90, 70), seed=seed + 10 * number) for number in range(2 * SHARDS)}
+        write_checkpoint(root / role, tensors, shards=SHARDS, config={"from": role})
+        (root / role / "tokenizer.json").write_text(f'{{"from": "{role}"}}')
+    return root
+
+
+@pytest.fixture(scope="module")
+def triple(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("triple"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(triple: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    merge(triple, output)
+    return contents(output)
+
+
+def merge(triple: Path, output: Path, **options: Any) -> api.MergeResult:
+    return api.merge(triple / "post", triple / "base", triple / "new_base", output, **options)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()}
+
+
+def stop_after(triple: Path, output: Path, shards: int, **options: Any) -> CancelledError:
+    """End a merge once so many shards are done."""
+    cancelled = threading.Event()
+
+    def look(progress: Progress) -> None:
+        if progress.shards_done == shards:
+            cancelled.set()
+
+    with pytest.raises(CancelledError) as caught:
+        merge(triple, output, workers=1, on_progress=look, cancelled=cancelled, **options)
+    return caught.value
+
+
+def journal(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / STAGING / JOURNAL).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("io", ["auto", "mmap", "pread", "direct"])
+@pytest.mark.parametrize("shards", range(1, SHARDS))
+def test_it_goes_on_with_other_limits_and_backends(
+    triple: Path, tmp_path: Path, undisturbed: dict[str, bytes], shards: int, io: str
+) -> None:
+    skip_without_direct_io(io, triple)
+    stop_after(triple, tmp_path / "out", shards)
+    before = {record["shard"] for record in journal(tmp_path / "out")[1:]}
+    assert len(before) >= shards
+    times = {name: (tmp_path / "out" / STAGING / name).stat().st_mtime_ns for name in before}
+    seen: list[Progress] = []
+    result = merge(triple, tmp_path / "out", workers=3, memory="1GB", io=io, on_progress=seen.append)
+    assert result.resumed_shards == len(before)
+    assert contents(tmp_path / "out") == undisturbed
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in before} == times  # not written again
+    assert all(progress.resumed > 0 and progress.done > progress.resumed for progress in seen)
+    assert (seen[-1].done, seen[-1].shards_done) == (seen[-1].total, SHARDS)
+    share = (SHARDS - len(before)) / SHARDS
+    assert result.bytes_read == pytest.approx(3 * result.bytes_written * share, rel=0.01)
+
+
+def test_the_message_says_what_is_kept(triple: Path, tmp_path: Path) -> None:
+    error = stop_after(triple, tmp_path / "out", 2)
+    assert f"of {SHARDS} shards are finished and kept in {STAGING}: the same command goes on from there" in str(error)
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == [STAGING]
+
+
+def test_nothing_is_kept_where_nothing_is_finished(triple: Path, tmp_path: Path) -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(CancelledError) as caught:
+        merge(triple, tmp_path / "out", cancelled=cancelled)
+    assert "kept" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_merge_may_be_interrupted_again(
+    triple: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    for shards in range(1, SHARDS):
+        stop_after(triple, tmp_path / "out", shards)
+    result = merge(triple, tmp_path / "out")
+    assert result.resumed_shards == SHARDS - 1
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_counts_and_losses_of_finished_shards_are_not_forgotten(tmp_path: Path) -> None:
+    large = {"post": 3e38, "base": -3e38, "new_base": 3e38}
+    for seed, (role, value) in enumerate(large.items()):
+        rng = np.random.default_rng(seed)
+        tensors = tensors_of({"a": rng.normal(0, 0.02, (200, 300)), "b": rng.normal(0, 0.02, (300, 200))}, seed=seed)
+        tensors["w"] = ("F32", (2,), encode([1.0, value], "F32"))
+        write_checkpoint(tmp_path / role, tensors, shards=3, config=CONFIG)
+    options = {"policies": Policies(fp8="requantise")}
+    with pytest.raises(NonFiniteError):
+        merge(tmp_path, tmp_path / "whole", **options)
+    result = merge(tmp_path, tmp_path / "whole", allow_nonfinite=True, **options)
+    assert (result.resumed_shards, result.bytes_read) == (result.shards, 0)
+    stop_after(tmp_path, tmp_path / "out", 1, **options)
+    again = merge(tmp_path, tmp_path / "out", allow_nonfinite=True, **options)
+    assert again.nonfinite == result.nonfinite == {"w": {"infinities": 1, "nans": 0}}
+    assert again.requantised == result.requantised
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+# -- what is not resumed -----------------------------------------------------------------------------------------------
+
+
+def refused(triple: Path, output: Path, *differences: str, **options: Any) -> None:
+    before = contents(output)
+    with pytest.raises(OutputError, match="holds an unfinished merge that differs from this one") as caught:
+        merge(triple, output, **options)
+    assert [line.strip() for line in caught.value.message.splitlines()[1:]] == list(differences)
+    assert caught.value.exit_code == 5
+    assert contents(output) == before
+
+
+def test_another_request_is_refused_with_what_differs(triple: Path, tmp_path: Path) -> None:
+    stop_after(triple, tmp_path / "out", 2)
+    output = tmp_path / "out"
+    refused(triple, output, 'dtype: null then, "F32" now', dtype="f32")
+    refused(triple, output, "alphas: [[1.0, []]] then, [[0.5, []]] now", alpha=0.5)
+    refused(triple, output, "shard-size: null then, 1000000 now", shard_size="1MB")
+
+
+def test_a_changed_input_is_refused_by_name(tmp_path: Path) -> None:
+    triple = make(tmp_path / "in")
+    stop_after(triple, tmp_path / "out", 2)
+    shard = triple / "base" / "model-00003-of-00004.safetensors"
+    status = shard.stat()
+    os.utime(shard, ns=(0, 0))
+    refused(triple, tmp_path / "out", "base: model-00003-of-00004.safetensors has changed")
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (triple / "post" / "config.json").write_text("{}")
+    refused(triple, tmp_path / "out", "post: another config.json")
+
+
+def test_another_version_of_the_arithmetic_is_refused(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(triple, tmp_path / "out", 2)
+    monkeypatch.setattr("paramdelta.planning.identity.ARITHMETIC", 99)
+    refused(triple, tmp_path / "out", "arithmetic: 1 then, 99 now")
+
+
+def test_overwrite_starts_anew(triple: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    stop_after(triple, tmp_path / "out", 2, alpha=0.5)
+    result = merge(triple, tmp_path / "out", overwrite=True)
+    assert result.resumed_shards == 0
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_an_input_that_changes_while_it_is_read_publishes_nothing(tmp_path: Path) -> None:
+    triple = make(tmp_path / "in")
+
+    def touch(progress: Progress) -> None:
+        if progress.shards_done == 2:
+            for shard in (triple / "post").glob("*.safetensors"):
+                os.utime(shard, ns=(0, 0))
+
+    with pytest.raises(InputChangedError):
+        merge(triple, tmp_path / "out", workers=1, on_progress=touch)
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == [STAGING]
+
+
+# -- a journal that is not what it was ---------------------------------------------------------------------------------
+
+
+def without_last_line(text: str) -> str:
+    return "".join(text.splitlines(keepends=True)[:-1])
+
+
+DAMAGE: dict[str, tuple[Any, int]] = {
+    "cut short": (lambda text: text[:-9], 1),
+    "no newline": (lambda text: text[:-1], 1),
+    "a line less": (without_last_line, 1),
+    "garbage behind": (lambda text: text + '{"shard": 5}\n', 2),
+    "more garbage behind": (lambda text: text + "\x00\xff[[\n", 2),
+    "an unknown shard": (lambda text: text + '{"shard": "../x", "bytes": 1, "xxh3": "", "regions": ""}\n', 2),
+    "only the head": (lambda text: text.splitlines(keepends=True)[0], 0),
+    "empty": (lambda _: "", 0),
+    "something else": (lambda _: "[1]\n", 0),
+    "deep": (lambda _: "[" * 100_000 + "\n", 0),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_a_journal_does_not_say_is_made_again(
+    triple: Path, tmp_path: Path, undisturbed: dict[str, bytes], damage: str
+) -> None:
+    stop_after(triple, tmp_path / "out", 2)
+    path = tmp_path / "out" / STAGING / JOURNAL
+    change, resumed = DAMAGE[damage]
+    lines = path.read_text().splitlines(keepends=True)[:3]
+    path.write_text(change("".join(lines)), encoding="latin-1")
+    result = merge(triple, tmp_path / "out")
+    assert result.resumed_shards == resumed
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_a_shard_that_is_gone_or_has_another_size_is_made_again(
+    triple: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    stop_after(triple, tmp_path / "out", 3)
+    staging = tmp_path / "out" / STAGING
+    names = [record["shard"] for record in journal(tmp_path / "out")[1:]]
+    (staging / names[0]).unlink()
+    os.truncate(staging / names[1], 4096)
+    (staging / "left.over").mkdir()
+    (staging / "left.over" / "file").write_text("x")
+    result = merge(triple, tmp_path / "out")
+    assert result.resumed_shards == len(names) - 2
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_space_is_needed_for_the_rest_only(
+    triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes]
+) -> None:
+    stop_after(triple, tmp_path / "out", 3)
+    monkeypatch.setattr("paramdelta.engine.output.free_space", lambda _: 60_000)
+    merge(triple, tmp_path / "out")
+    assert contents(tmp_path / "out") == undisturbed
+    with pytest.raises(OutputError, match="the disk has"):
+        merge(triple, tmp_path / "other")
+
+
+# -- who holds the lock ------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, pathlib
+from paramdelta import api
+t, out = pathlib.Path(sys.argv[1]), sys.argv[2]
+def hold(_):
+    print("held", flush=True)
+    sys.stdin.read()
+api.merge(t / "post", t / "base", t / "new_base", out, on_progress=hold, workers=1)
+"""
+
+
+def test_the_holder_of_the_lock_is_named_and_a_dead_one_holds_nothing(
+    triple: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, triple, tmp_path / "out"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(
+            OutputError, match=rf"another run is writing this output: process {holder.pid} on .+, since"
+        ):
+            merge(triple, tmp_path / "out", overwrite=True)
+    finally:
+        holder.kill()
+        holder.wait()
+        for pipe in (holder.stdin, holder.stdout):
+            assert pipe is not None
+            pipe.close()
+    merge(triple, tmp_path / "out")
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_what_a_death_at_the_very_end_left_is_swept(triple: Path, tmp_path: Path) -> None:
+    merge(triple, tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "saved")
+    (tmp_path / "out" / STAGING).mkdir()
+    (tmp_path / "out" / STAGING / JOURNAL).write_text("{}\n")
+    assert merge(triple, tmp_path / "out").already_complete
+    assert contents(tmp_path / "out") == contents(tmp_path / "saved")
+    assert (tmp_path / "out" / RECEIPT).exists()
