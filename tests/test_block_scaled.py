@@ -237,7 +237,7 @@ def test_new_nans_are_found_where_weights_are_scaled(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / role, tensors, config=CONFIG)
     for fp8 in ("dequantise", "requantise"):
         with pytest.raises(paramdelta.NonFiniteError, match=r"e\.weight: 0 Inf, 1 NaN"):
-            paramdelta.merge_recipe(recipe_of(tmp_path, fp8=fp8), tmp_path / "out")
+            paramdelta.merge_recipe(recipe_of(tmp_path, fp8=fp8), tmp_path / fp8)
 
 
 def test_a_budget_below_a_row_of_blocks_says_what_is_needed(triple: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ARITHMETIC: Final = 1
 """Version of the arithmetic and the layout: it rises when the same request would give other bytes."""
 
-_REQUEST: Final = ("arithmetic", "alphas", "policies", "dtype", "shard_size")
+_REQUEST: Final = ("arithmetic", "alphas", "dtype", "shard_size")
 
 
 def identity_of(plan: Plan) -> dict[str, Any]:
@@ -60,9 +60,10 @@ def differences(old: Any, new: dict[str, Any]) -> list[str]:
 
 
 def _differences(old: Any, new: dict[str, Any]) -> Iterator[str]:
-    for key in _REQUEST:
-        if old[key] != new[key]:
-            yield f"{key.replace('_', '-')}: {_brief(old[key])} then, {_brief(new[key])} now"
+    before, now = ({key: each[key] for key in _REQUEST} | each["policies"] for each in (old, new))
+    for key in now:
+        if before.get(key) != now[key]:
+            yield f"{key.replace('_', '-')}: {_brief(before.get(key))} then, {_brief(now[key])} now"
     if [role for role, *_ in old["inputs"]] != [role for role, *_ in new["inputs"]]:
         yield f"{len(old['inputs'])} checkpoints then, {len(new['inputs'])} now"
         return
@@ -71,8 +72,8 @@ def _differences(old: Any, new: dict[str, Any]) -> Iterator[str]:
             if was != now:
                 yield f"{role}: another {what}"
         yield from _of_files(role, {name: rest for name, *rest in was_files}, {name: rest for name, *rest in files})
-    before, after = ({name: rest for name, *rest in each["sidecars"]} for each in (old, new))
-    yield from _of_files("sidecars", before, after)
+    was_cars, cars = ({name: rest for name, *rest in each["sidecars"]} for each in (old, new))
+    yield from _of_files("sidecars", was_cars, cars)
 
 
 def _of_files(whose: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
