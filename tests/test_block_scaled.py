@@ -249,6 +249,104 @@ def test_a_budget_below_a_row_of_blocks_says_what_is_needed(triple: Path, tmp_pa
         paramdelta.merge_recipe(recipe_of(triple, fp8="requantise"), tmp_path / "out", memory="64MB")
 
 
+def test_a_retaken_weight_has_the_form_that_the_new_base_has(triple: Path, tmp_path: Path) -> None:
+    """Post has another shape, and BF16: written in FP8 even so, as config.json makes loaders expect."""
+    norms = {n: t for n, t in tensors_of(matrices_of("post"), seed=0).items() if n.endswith("norm")}
+    values = {name: m if name != "a" else m[:200] for name, m in matrices_of("post").items()}
+    plain: Tensors = {f"{name}.weight": ("BF16", v.shape, in_bf16(v).tobytes()) for name, v in values.items()}
+    write_checkpoint(tmp_path / "post", {**plain, **norms}, config={"model_type": "deepseek_v3"})
+    for name in ("base", "new"):
+        (tmp_path / name).symlink_to(triple / name, target_is_directory=True)
+    paramdelta.merge_recipe(recipe_of(tmp_path, fp8="requantise", on_mismatch="post"), tmp_path / "out")
+    found = stored(tmp_path / "out")
+    codes, scales = quantise(in_bf16(values["a"]).view(ml_dtypes.bfloat16).astype(np.float64))
+    assert found["a.weight"] == ("F8_E4M3", [200, 500], codes.tobytes())
+    assert found["a.weight_scale_inv"] == ("F32", list(scales.shape), scales.tobytes())
+    names = {operation.op for operation in make_plan(recipe_of(triple, fp8="requantise")).operations}
+    assert names == {"delta", "scales"}
+
+
+def test_what_the_new_base_has_in_bf16_stays_so(triple: Path, tmp_path: Path) -> None:
+    """A module that is not to be converted, in FP8 in post alone."""
+    new = dict(stored(triple / "new"))
+    new["b.weight"] = ("BF16", [128, 128], bytes(2 * 128 * 128))
+    del new["b.weight_scale_inv"]
+    write_checkpoint(tmp_path / "new", new, config=CONFIG)
+    for name in ("base", "post"):
+        (tmp_path / name).symlink_to(triple / name, target_is_directory=True)
+    plan = make_plan(recipe_of(tmp_path, fp8="requantise"))
+    dtypes = {operation.name: operation.dtype for operation in plan.operations}
+    assert (dtypes["b.weight"], dtypes["a.weight"]) == ("BF16", "F8_E4M3")
+    assert "b.weight_scale_inv" not in dtypes
+
+
+def test_a_block_is_copied_only_with_a_scale_that_the_config_allows(triple: Path, tmp_path: Path) -> None:
+    """Where scales are to be powers of two, post's others are not taken over."""
+    config = {**CONFIG, "quantization_config": {**CONFIG["quantization_config"], "scale_fmt": "ue8m0"}}
+    for role in ("base", "new"):
+        write_checkpoint(tmp_path / role, stored(triple / "base"), config=config)
+    (tmp_path / "post").symlink_to(triple / "post", target_is_directory=True)
+    paramdelta.merge_recipe(recipe_of(tmp_path, fp8="requantise"), tmp_path / "out")
+    for name, (_, _, raw) in stored(tmp_path / "out").items():
+        if name.endswith("_scale_inv"):
+            assert (np.frombuffer(raw, np.uint32) & 0x7FFFFF == 0).all()
+
+
+def test_budgets_hold_blocks_and_their_rows(tmp_path: Path) -> None:
+    config = {**CONFIG, "quantization_config": {**CONFIG["quantization_config"], "weight_block_size": [16, 512]}}
+    for role in ROLES:
+        tensors: Tensors = {"w": ("F8_E4M3", (64, 1024), bytes(64 * 1024)), "w_scale_inv": ("F32", (4, 2), bytes(32))}
+        write_checkpoint(tmp_path / role, tensors, config=config)
+    shape = Shape.of(make_plan(recipe_of(tmp_path, fp8="requantise")).operations)
+    assert (shape.block, shape.grain) == (16 * 512, 16 * 1024)
+    assert shape.worker(1 << 20) >= shape.arena(1 << 20) + (1 << 20) + 8 * 16 * 512
+
+
+def with_vocabulary(root: Path, rows: dict[str, int], *, head: bool = True) -> Path:
+    for role in ROLES:
+        values = np.random.default_rng(ROLES.index(role)).normal(0, 0.02, (rows[role], 64))
+        tensors = {}
+        for name in ("model.embed_tokens.weight", *(["lm_head.weight"] if head else [])):
+            codes, scales = quantise(values)
+            tensors[name] = ("F8_E4M3", codes.shape, codes.tobytes())
+            tensors[f"{name}_scale_inv"] = ("F32", scales.shape, scales.tobytes())
+        write_checkpoint(root / role, tensors, config=CONFIG | {"tie_word_embeddings": not head})
+        letter = "b" if role == "post" else "a"
+        vocabulary = {f"{letter}{number}": number for number in range(rows[role])}
+        (root / role / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    return root
+
+
+@pytest.mark.parametrize("fp8", ["dequantise", "requantise"])
+@pytest.mark.parametrize("vocab", ["error", "pad"])
+def test_rows_taken_from_the_new_base_have_its_tokenizer_in_fp8_too(tmp_path: Path, fp8: str, vocab: str) -> None:
+    with_vocabulary(tmp_path, dict.fromkeys(ROLES, 400))
+    plan = make_plan(recipe_of(tmp_path, fp8=fp8, vocab=vocab, exclude=("*embed*", "lm_head*")))
+    assert {car.donor for car in plan.sidecars} == {"new base"}
+    assert "400 ids mean other tokens" in next(w.message for w in plan.warnings if w.code == "tokenizer")
+
+
+def test_rows_of_fp8_do_not_come_apart_and_that_is_said(tmp_path: Path) -> None:
+    with_vocabulary(tmp_path, {"post": 408, "base": 400, "new": 400})
+    with pytest.raises(MismatchError, match=r"shapes differ(.|\n)*lm_head.weight: new base \[400, 64\]"):
+        make_plan(recipe_of(tmp_path, vocab="pad"))
+    plan = make_plan(recipe_of(tmp_path, vocab="pad", on_mismatch="new-base"))
+    assert {operation.shape for operation in plan.operations} == {(400, 64)}
+
+
+def test_a_head_of_a_tied_fp8_new_base_is_not_written_twice(tmp_path: Path) -> None:
+    with_vocabulary(tmp_path, dict.fromkeys(ROLES, 400), head=False)
+    with_vocabulary(tmp_path / "untied", dict.fromkeys(ROLES, 400))
+    (tmp_path / "post" / "model.safetensors").unlink()
+    for file in (tmp_path / "untied" / "post").iterdir():
+        file.replace(tmp_path / "post" / file.name)
+    plan = make_plan(recipe_of(tmp_path, fp8="requantise", exclude=("*embed*", "lm_head*")))
+    assert [operation.name for operation in plan.operations] == [
+        "model.embed_tokens.weight",
+        "model.embed_tokens.weight_scale_inv",
+    ]
+
+
 # -- what is no block-scaled checkpoint ------------------------------------------------------------------------------
 
 
@@ -271,7 +369,7 @@ FLAWS: dict[str, tuple[Any, str]] = {
     "dtype": (lambda t: t.update({"a.weight_scale_inv": ("F16", (2, 2), bytes(8))}), r"has \[2, 2\] in F16"),
     "no matrix": (
         lambda t: t.update({"a.weight": ("F8_E4M3", (1, 2, 2), bytes(4))}),
-        "only matrices can be scaled by block",
+        r"of shape \[1, 2, 2\], tensor 'a.weight': only matrices can be merged",
     ),
 }
 
@@ -294,6 +392,7 @@ SETTINGS = CONFIG["quantization_config"]
         {**SETTINGS, "weight_block_size": None},
         {**SETTINGS, "weight_block_size": [128]},
         {**SETTINGS, "weight_block_size": [128, 0]},
+        {**SETTINGS, "weight_block_size": [1, 128]},
         {**SETTINGS, "weight_block_size": [True, 128]},
         {**SETTINGS, "activation_scheme": "static"},
         {**SETTINGS, "fmt": "e5m2"},

@@ -287,7 +287,7 @@ def cases_with_grains(draw: st.DrawFn) -> Case:
         rows, columns = draw(st.integers(0, 40)), draw(st.sampled_from([1, 3, 500, 1_000, 3_000]))
         blocks = Blocks(draw(st.sampled_from([1, 4, 7])), 128, powers_of_two=False)
         part = Part(rows * columns, (Operand(0, 0, "F8_E4M3"),), ())
-        operations.append(Operation(f"m{number}", "requantise", "F8_E4M3", (rows, columns), (part,), blocks))
+        operations.append(Operation(f"m{number}", "delta", "F8_E4M3", (rows, columns), (part,), blocks))
         shape = scale_shape((rows, columns), blocks)
         operations.append(Operation(f"s{number}", "scales", "F32", shape, (Part(shape[0] * shape[1], (), ()),)))
         size = draw(st.integers(0, 3_000))

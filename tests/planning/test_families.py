@@ -390,6 +390,16 @@ def test_what_is_taken_from_a_tied_new_base_is_not_written_twice(tmp_path: Path)
     assert embeddings_only.operations[-1].op == "untie"
 
 
+@pytest.mark.parametrize(("vocab", "exclude"), [("pad", "lm_head*"), ("post", "*embed*"), ("post", "lm_head*")])
+def test_embeddings_and_head_have_rows_for_the_same_tokens(tmp_path: Path, vocab: str, exclude: str) -> None:
+    vocabularies(tmp_path, {"post": 26, "base": 24, "new": 24})
+    with pytest.raises(
+        MismatchError, match=r"different numbers of rows: 'model.embed_tokens.weight' 2., 'lm_head.weight' 2"
+    ):
+        plan_of(tmp_path, vocab=vocab, exclude=(exclude,))
+    assert plan_of(tmp_path, vocab=vocab, exclude=("lm_head*", "*embed*")).operations[0].shape == (24, 2)
+
+
 def test_a_head_that_is_left_out_ties_the_output(tmp_path: Path) -> None:
     for role in ROLES:
         small(tmp_path, role, LLAMA, tied=role == "base")

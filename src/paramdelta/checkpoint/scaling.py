@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paramdelta.checkpoint.wording import clipped, printable, quoted
-from paramdelta.errors import CheckpointError
+from paramdelta.errors import CheckpointError, UnsupportedCheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from paramdelta.checkpoint.checkpoint import Checkpoint, TensorRef
 
-SUFFIX: Final = "_scale_inv"
+SCALE_SUFFIX: Final = "_scale_inv"
 SCALE_DTYPES: Final = frozenset({"F32", "BF16"})
-LARGEST_BLOCK: Final = 4096
+EDGES: Final = range(16, 513)
+"""How many rows or columns a block may have. All released models have 128; a run holds a few blocks of f64."""
 
 
 class Blocks(NamedTuple):
@@ -54,20 +55,22 @@ def quantization_settings(config: Mapping[str, Any] | None) -> Iterator[tuple[tu
         for key in ("quantization_config", "compression_config"):
             if part.get(key) is not None:
                 yield (*path, key), part[key]
-                break
 
 
 def scaling_of(checkpoint: Checkpoint) -> Scaling:
     """Return which weights of a checkpoint are block-scaled, as its config.json says.
 
     Raises:
-        CheckpointError: a weight lacks its scales, or they do not fit it.
+        CheckpointError: a weight lacks its scales, or they do not fit it; UnsupportedCheckpointError where they have a
+            form that cannot be merged.
     """
-    for _, settings in quantization_settings(checkpoint.config):
-        blocks = blocks_of(settings)
-        if blocks is not None:
-            return Scaling(blocks, _scales(checkpoint, blocks))
-    return Scaling(None, {})
+    found = {blocks_of(settings) for _, settings in quantization_settings(checkpoint.config)} - {None}
+    if len(found) > 1:
+        raise UnsupportedCheckpointError(
+            "describes block-scaled FP8 of several forms", file=printable(str(checkpoint.root / "config.json"))
+        )
+    blocks = next(iter(found), None)
+    return Scaling(None, {}) if blocks is None else Scaling(blocks, _scales(checkpoint, blocks))
 
 
 def blocks_of(settings: Any) -> Blocks | None:
@@ -78,8 +81,8 @@ def blocks_of(settings: Any) -> Blocks | None:
     if not isinstance(size, list) or len(size) != 2:
         return None
     plain = (
-        all(type(edge) is int and 0 < edge <= LARGEST_BLOCK for edge in size)
-        and settings.get("fmt", "e4m3") == "e4m3"
+        all(type(edge) is int and edge in EDGES for edge in size)
+        and settings.get("fmt", "e4m3") in {"e4m3", "float8_e4m3fn"}
         and settings.get("activation_scheme", "dynamic") == "dynamic"
         and settings.get("scale_fmt") in {None, "float", "ue8m0"}
     )
@@ -95,21 +98,26 @@ def _scales(checkpoint: Checkpoint, blocks: Blocks) -> dict[str, str]:
     found = {}
     for name, ref in checkpoint.tensors.items():
         if ref.dtype == "F8_E4M3":
-            scale = name + SUFFIX
+            scale = name + SCALE_SUFFIX
             if scale not in checkpoint.tensors:
                 raise _flaw(checkpoint, name, ref, f"has no scales: there is no {quoted(scale)}")
             _check(checkpoint, name, ref, checkpoint.tensors[scale], blocks)
             found[name] = scale
     weights = {scale: name for name, scale in found.items()}
     for name, ref in checkpoint.tensors.items():
-        if name.endswith(f".weight{SUFFIX}") and name not in weights:
+        if name.endswith(f".weight{SCALE_SUFFIX}") and name not in weights:
             raise _flaw(checkpoint, name, ref, "holds scales, and there is no FP8 weight that they belong to")
     return found
 
 
 def _check(checkpoint: Checkpoint, name: str, ref: TensorRef, scale: TensorRef, blocks: Blocks) -> None:
     if len(ref.shape) != 2:
-        raise _flaw(checkpoint, name, ref, f"has the shape {list(ref.shape)}: only matrices can be scaled by block")
+        raise UnsupportedCheckpointError(
+            f"block-scaled FP8 of shape {list(ref.shape)}, tensor {quoted(name)}: only matrices can be merged",
+            file=printable(str(checkpoint.shards[ref.shard].path)),
+            tensor=clipped(name),
+            remedy="Use the unquantised weights, or those with a tensor for each expert.",
+        )
     wanted = scale_shape(ref.shape, blocks)
     if scale.shape != wanted or scale.dtype not in SCALE_DTYPES:
         raise _flaw(

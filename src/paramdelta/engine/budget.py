@@ -42,21 +42,24 @@ class Shape:
         bytes_per_byte: most input bytes for one output byte, rounded up.
         grain: most bytes of a row of blocks that is written, which windows do not cut; 1 where there are none.
         edges: most bytes of scales that a window needs beyond those of its share.
+        block: most elements of a block that is written, which are held in f64.
     """
 
     operands: int
     bytes_per_byte: int
     grain: int = 1
     edges: int = 0
+    block: int = 0
 
     @classmethod
     def of(cls, operations: Iterable[Operation]) -> Self:
         """Return the shape of a plan's operations."""
         operands = bytes_per_byte = grain = 1
-        edges = 0
+        edges = block = 0
         for operation in operations:
             if operation.blocks is not None:
                 grain = max(grain, operation.grain * operation.itemsize)
+                block = max(block, operation.blocks.rows * operation.blocks.columns)
             for part in operation.parts:
                 if not part.operands:
                     continue
@@ -67,7 +70,7 @@ class Shape:
                 operands = max(operands, len(part.operands) + len(scales))
                 bytes_per_byte = max(bytes_per_byte, -(-share // DTYPES[operation.dtype].bits))
                 edges = max(edges, sum(2 * scale.row_bytes for scale in scales))
-        return cls(operands, bytes_per_byte, grain, edges)
+        return cls(operands, bytes_per_byte, grain, edges, block)
 
     @property
     def least_window(self) -> int:
@@ -82,7 +85,7 @@ class Shape:
 
     def worker(self, window: int) -> int:
         """Return the bytes of RAM that one worker takes: inputs, and the window with a page of slack on either side."""
-        return self.arena(window) + window + 2 * ALIGNMENT
+        return self.arena(window) + window + 2 * ALIGNMENT + 8 * self.block
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,14 +165,18 @@ class OutputDirectory:
         platform.sync_directory(self.path)
 
     def _withdraw(self, names: list[str]) -> None:
-        """Take back what was published, the receipt last and only if all else is gone: a later run clears by it."""
+        """Take back what was published, the receipt last and only if all else is gone: a later run clears by it.
+
+        It stays, too, where OUT holds files of the user's: it tells that the rest of OUT is ours.
+        """
         with contextlib.suppress(OSError):
             for name in reversed(names):
                 if name in self.staging.finished and os.path.lexists(self.path / name):
                     (self.path / name).replace(self._staging / name)
             platform.sync_directory(self._staging)
             self._remove([name for name in reversed(names) if name != RECEIPT])
-            self._remove([RECEIPT])
+            if {entry.name for entry in self.path.iterdir()} <= {STAGING, RECEIPT}:
+                self._remove([RECEIPT])
 
     def _remove_old(self, old: Iterable[str]) -> None:
         """Remove what the old receipt lists, and nothing else; what makes the old output loadable goes first.

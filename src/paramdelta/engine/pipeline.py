@@ -220,9 +220,11 @@ class _Completion:
         """Return what a tensor lost, and forget its scales: they are written."""
         operation = self._plan.operations[place]
         count = -(-operation.elements // operation.grain) if operation.elements else 0
-        bands = self._feed.bands.take((place, number) for number in range(count))
-        error, size = (math.fsum(sums) for sums in ((b.error for b in bands), (b.size for b in bands)))
-        return Requantised(operation.name, error, size)
+        losses = self._feed.losses.pop(place, np.full((count, 2), np.nan))
+        cut = np.flatnonzero(np.isnan(losses[:, 0])).tolist()  # rows whose scales a boundary cuts
+        for number, band in zip(cut, self._feed.bands.take((place, number) for number in cut), strict=True):
+            losses[number] = band.error, band.size
+        return Requantised(operation.name, math.fsum(losses[:, 0].tolist()), math.fsum(losses[:, 1].tolist()))
 
 
 class _Feed:
@@ -230,6 +232,7 @@ class _Feed:
 
     Attributes:
         bands: what came of each row of blocks, by operation and number: the scales are written by a later window.
+        losses: by operation, shape (rows of blocks, 2): error and size of those whose scales are written, else NaN.
         edges: bytes at the begin of a window that the one before has made, by shard and begin.
         digesters: of each shard that is being written.
     """
@@ -242,6 +245,7 @@ class _Feed:
         self.digesters: dict[int, Digester] = {}
         self.bands: Exchange[tuple[int, int], Band] = Exchange()
         self.edges: Exchange[tuple[int, int], bytes] = Exchange()
+        self.losses: dict[int, NDArray[np.float64]] = {}
 
     def _all_windows(
         self, plan: Plan, budget: Budget, target: Target, done: frozenset[int]
@@ -322,7 +326,7 @@ class _Worker(threading.Thread):
         for batch in batches(found, operations, self._inputs.room, self._arena.size):
             loans = self._borrow(batch)
             for step in batch.steps:
-                self._compute(step, loans)
+                self._compute(step, loans, window.end - window.begin)
             for extent, loan in zip(batch.extents, loans, strict=True):
                 self._inputs.source(extent.file).give_back(loan)
         self._hand_on(window, shard)
@@ -351,14 +355,14 @@ class _Worker(threading.Thread):
             filled += room
         return loans
 
-    def _compute(self, step: Step, loans: list[Loan]) -> None:
+    def _compute(self, step: Step, loans: list[Loan], size: int) -> None:
         segment = step.segment
         operation = self._plan.operations[segment.operation]
         part = operation.parts[segment.part]
         sources = [loans[extent].address + begin for extent, begin in step.operands]
         output = self._output.address + ALIGNMENT + segment.position
         if not part.operands:
-            self._write_scales(segment)
+            self._write_scales(segment, size)
         elif operation.is_scaled:
             self._compute_scaled(step, loans, output)
         elif not part.alphas and part.operands[0].dtype == operation.dtype:
@@ -397,17 +401,31 @@ class _Worker(threading.Thread):
         )
         self._feed.bands.put((segment.operation, rows.start // operation.blocks.rows), band)
 
-    def _write_scales(self, segment: Segment) -> None:
-        """Write scales that the operation before this one has found, once all of these rows of blocks are done."""
+    def _write_scales(self, segment: Segment, size: int) -> None:
+        """Write scales that the operation before this one has found, once all of these rows of blocks are done.
+
+        Args:
+            size: bytes of the window.
+        """
         operation = self._plan.operations[segment.operation]
         row = operation.shape[1] * operation.itemsize
-        begin, end = (place * operation.itemsize for place in (segment.first, segment.first + segment.elements))
+        begin, end = (at * operation.itemsize for at in (segment.first, segment.first + segment.elements))
         numbers = range(begin // row, -(-end // row))
-        bands = (self._feed.bands.wait_for((segment.operation - 1, number)) for number in numbers)
-        scales = b"".join(band.scales for band in bands)
+        place = segment.operation - 1  # scales follow their weight
+        scales = b"".join(self._feed.bands.wait_for((place, number)).scales for number in numbers)
         at = ALIGNMENT + segment.position
         skipped = numbers.start * row
         self._output.view[at : at + end - begin] = scales[begin - skipped : end - skipped]
+        if segment.counted:
+            self._forget_bands(place, range(-(-begin // row), min(end, begin + size - segment.position) // row))
+
+    def _forget_bands(self, place: int, written: range) -> None:
+        """Keep nothing but the losses of rows of blocks whose scales no other window writes, not even in part."""
+        weight = self._plan.operations[place]
+        losses = self._feed.losses.setdefault(place, np.full((-(-weight.elements // weight.grain), 2), np.nan))
+        bands = self._feed.bands.take((place, number) for number in written)
+        for number, band in zip(written, bands, strict=True):
+            losses[number] = band.error, band.size
 
 
 def _places(step: Step, loans: list[Loan], operands: Sequence[Operand], columns: int) -> Places:

@@ -176,6 +176,13 @@ def same_scales(
 
 
 @part
+def suits(code: np.uint32, width: int, powers_of_two: bool) -> bool:
+    """Return whether a scale may stand in the output: a power of two, where all of them are to be."""
+    fraction = np.uint32(0x7FFFFF) if width == 4 else np.uint32(0x7F)
+    return bool(not powers_of_two or code & fraction == np.uint32(0))
+
+
+@part
 def laws_hold(formats: NDArray[np.int64], forms: NDArray[np.int64], blocks: NDArray[np.int64]) -> bool:
     """Return whether all operands have the form of the output, so that blocks are copied where nothing was added."""
     same = one_format(formats)
@@ -294,14 +301,14 @@ def requantise(
             for k in range(alphas.shape[0]):
                 differ = differ or not same_scales(forms, scales, 2 * k + 1, 2 * k + 2, begin, first)
                 moved = moved or not same_scales(forms, scales, 0, 2 * k + 2, begin, first)
-        if not differ or (is_exact(alphas) and not moved):
-            donor = 0 if not differ else 1
-            source = addresses[donor] + begin * columns + first
-            copy_rows(source, out + first, columns, end - begin, across)
-            found[number] = np.uint64(
-                scale_bits(scales[donor], forms[donor, 0], scale_place(forms, donor, begin, first))
-            )
-            continue
+        donor = 0 if not differ else 1 if is_exact(alphas) and not moved else -1
+        if donor >= 0:
+            own = scale_bits(scales[donor], forms[donor, 0], scale_place(forms, donor, begin, first))
+            if suits(own, forms[donor, 0], blocks[2] != 0):
+                source = addresses[donor] + begin * columns + first
+                copy_rows(source, out + first, columns, end - begin, across)
+                found[number] = np.uint64(own)
+                continue
         code = round_scale(scale_for(greatest, blocks[2] != 0), blocks[3], codes[3], values[4])
         scale = scale_value(np.uint32(code), blocks[3])
         found[number] = code

@@ -36,7 +36,7 @@ class Segment(NamedTuple):
         operation: place in the plan.
         part: which of its parts.
         first: first element of that part.
-        elements: how many; of a ``requantise`` all that are made together.
+        elements: how many; where blocks are written, all that are made together.
         position: where they begin, in bytes from the window's begin; negative where an element begins before it.
         counted: whether this window, not the one before it, counts what these elements turn out to be.
     """

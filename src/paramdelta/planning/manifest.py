@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from paramdelta.checkpoint.checkpoint import CONFIG_FILE
 from paramdelta.checkpoint.dtypes import ADDABLE, INTEGERS, WHOLE_FLOATS
 from paramdelta.checkpoint.embeddings import HEADS
-from paramdelta.checkpoint.scaling import SUFFIX, scale_shape
+from paramdelta.checkpoint.scaling import SCALE_SUFFIX, scale_shape
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.errors import MismatchError
 from paramdelta.planning.differences import VOCABULARIES, Difference, refuse, summarise
@@ -95,6 +95,7 @@ def build_manifest(
     placed = [(operation, builder.shard(name)) for name, operations in made.items() for operation in operations]
     operations = tuple(operation for operation, _ in placed)
     with_rows = [operation for operation in operations if operation.name in builder.pair.names]
+    _require_as_many_rows(with_rows)
     return Manifest(
         operations=operations,
         shards=tuple(shard for _, shard in placed),
@@ -102,9 +103,20 @@ def build_manifest(
         with_rows=tuple(operation.name for operation in with_rows),
         rows=with_rows[0].shape[0] if with_rows else None,
         rows_of_new_base=builder.rows_of_new_base(with_rows[0].name) if with_rows else None,
-        adds_rows=any(operation.op != "copy" for operation in with_rows),
+        adds_rows=any(part.alphas for operation in with_rows for part in operation.parts),
         decisions=builder.decisions(),
     )
+
+
+def _require_as_many_rows(with_rows: Sequence[Operation]) -> None:
+    """Raise MismatchError where embeddings and head would have rows for different numbers of tokens."""
+    if len({operation.shape[0] for operation in with_rows}) > 1:
+        told = ", ".join(f"{quoted(each.name)} {each.shape[0]:,}" for each in with_rows)
+        raise MismatchError(
+            f"embeddings and head would have different numbers of rows: {told}",
+            tensor=with_rows[0].name,
+            remedy="Include both or exclude both: they have a row for each token of one vocabulary.",
+        )
 
 
 class _Pair(NamedTuple):
@@ -159,11 +171,17 @@ class _Builder:
         made = self._operation(name)
         if made is None:
             return ()
-        scale = made.parts[0].operands[0].scale
-        if made.blocks is None or scale is None:
+        if made.blocks is None:
             return (made,)
         shape = scale_shape(made.shape, made.blocks)
-        return made, Operation(name + SUFFIX, "scales", scale.dtype, shape, (Part(math.prod(shape), (), ()),))
+        part = Part(math.prod(shape), (), ())
+        return made, Operation(name + SCALE_SUFFIX, "scales", self._scale_dtype(name), shape, (part,))
+
+    def _scale_dtype(self, name: str) -> str:
+        """Return the dtype of scales as the new base has them: this tensor's, or that of others."""
+        new_base = self._members[0]
+        scale = new_base.scaling.scales.get(name) or next(iter(new_base.scaling.scales.values()))
+        return new_base.checkpoint.tensors[scale].dtype
 
     def _operation(self, name: str) -> Operation | None:
         sources = [self._source(member, name) for member in self._members]
@@ -189,8 +207,7 @@ class _Builder:
         if stored is None:
             return
         for name in [name for name in self.pair.names if name != stored and made.get(name)]:
-            twice = [each.parts for each in made[name]] == [each.parts for each in made.get(stored, ())]
-            if twice and made[name][0].op == "copy":
+            if made.get(stored) and made[name][0].parts == made[stored][0].parts and made[name][0].op == "copy":
                 del made[name]
 
     def _source(self, member: Member, name: str) -> Source | None:
@@ -225,35 +242,27 @@ class _Builder:
 
     def _merged(self, name: str, sources: Sequence[Source]) -> Operation:
         part = Part(math.prod(sources[0].shape), tuple(map(Operand.of, sources)), self._alphas_of(name))
-        if self._requantises(sources[0]):
-            return self._requantised(name, sources[0].shape, part)
         op = "delta" if name in self._members[0].checkpoint.tensors else "untie"
-        return Operation(name, op, self._float_dtype(sources[:1]), sources[0].shape, (part,))
+        return self._made(name, op, sources[0].shape, part, sources[:1])
 
     def _alphas_of(self, name: str) -> tuple[float, ...]:
         return tuple(alpha_of(name) for alpha_of in self._alphas)
 
     def _taken(self, name: str, source: Source | None, like: Source | None = None) -> Operation | None:
-        """Return the operation that takes one checkpoint's tensor, as a float in the dtype that the output has."""
+        """Return the operation that takes one checkpoint's tensor, in the form of ``like`` or else in its own."""
         if source is None:
             return None
         part = Part(math.prod(source.shape), (Operand.of(source),), ())
-        if self._requantises(source):
-            return self._requantised(name, source.shape, part)
-        dtype = source.dtype
-        if dtype in ADDABLE:
-            dtype = self._float_dtype([source] if like is None else [like, source])
-        return Operation(name, "copy", dtype, source.shape, (part,))
+        if source.dtype not in ADDABLE:
+            return Operation(name, "copy", source.dtype, source.shape, (part,))
+        return self._made(name, "copy", source.shape, part, [source] if like is None else [like, source])
 
-    def _requantises(self, source: Source) -> bool:
-        """Return whether a tensor is written as block-scaled FP8, given the source that says in what form."""
-        form, scale = self._members[0].scaling.blocks, source.scale
-        if self._policies.fp8 != "requantise" or form is None or scale is None:
-            return False
-        return form[:2] == (scale.block_rows, scale.block_columns)
-
-    def _requantised(self, name: str, shape: tuple[int, ...], part: Part) -> Operation:
-        return Operation(name, "requantise", "F8_E4M3", shape, (part,), self._members[0].scaling.blocks)
+    def _made(self, name: str, op: str, shape: tuple[int, ...], part: Part, like: Sequence[Source]) -> Operation:
+        """Return the operation that writes floats as the first of ``like`` has them, or as the user asks."""
+        blocks = self._members[0].scaling.blocks
+        if self._policies.fp8 == "requantise" and blocks is not None and like[0].scale is not None and len(shape) == 2:
+            return Operation(name, op, "F8_E4M3", shape, (part,), blocks)
+        return Operation(name, op, self._float_dtype(like), shape, (part,))
 
     def _missing(self, name: str, sources: Sequence[Source | None]) -> Operation | None:
         absent = ", ".join(m.role for m, source in zip(self._members, sources, strict=True) if source is None)
@@ -278,10 +287,11 @@ class _Builder:
 
     def _reshaped(self, name: str, sources: Sequence[Source]) -> Operation | None:
         values = self._by_role([list(source.shape) for source in sources])
-        if not self._has_rows(name) or len({source.shape[1:] for source in sources}) > 1:
+        whole = all(source.dtype in WHOLE_FLOATS for source in sources)  # rows of blocks do not come apart
+        if not whole or not self._has_rows(name) or len({source.shape[1:] for source in sources}) > 1:
             return self._mismatched(Difference("shapes differ", name, values), sources)
         difference = Difference(VOCABULARIES, name, values)
-        if self._policies.vocab == "error" or not all(source.dtype in WHOLE_FLOATS for source in sources):
+        if self._policies.vocab == "error":
             self._refused.append(difference)
             return None
         new = sources[0]
@@ -314,7 +324,7 @@ class _Builder:
         """Raise the error that lists all differences, or patterns that mean nothing."""
         if self._refused:
             raise refuse(self._refused, [(m.role, str(m.checkpoint.path)) for m in self._members])
-        if self._policies.fp8 == "requantise" and self._members[0].scaling.blocks is None:
+        if self._policies.fp8 == "requantise" and not self._members[0].scaling.scales:
             raise MismatchError(
                 "fp8: the new base has no block-scaled FP8 weights, whose form requantised ones would take",
                 file=printable(str(self._members[0].checkpoint.path)),

@@ -93,12 +93,11 @@ class Operation(NamedTuple):
     Attributes:
         op: ``delta`` (new base + Σ alphaᵢ · (postᵢ - baseᵢ)); ``copy`` (one checkpoint's own); ``untie`` (a head that
             the new base does not store, since it is tied to its embeddings there, merged from what it stands for);
-            ``pad`` and ``truncate`` (a ``delta`` with more, or fewer, rows than the new base has); ``requantise`` (a
-            merged or taken matrix, written as block-scaled FP8) and ``scales`` (what the operation just before it
-            found to be its scales; it reads nothing).
+            ``pad`` and ``truncate`` (a ``delta`` with more, or fewer, rows than the new base has); ``scales`` (of the
+            operation just before it, which finds them; it reads nothing).
         dtype: safetensors dtype of the output.
         parts: in order, all of its elements; mostly one part.
-        blocks: of ``requantise``: the form of what it writes.
+        blocks: the form of block-scaled FP8 that is written; None where the output is of a whole dtype.
     """
 
     name: str
