@@ -127,6 +127,8 @@ def test_requantised_they_have_the_new_bases_form_and_config(triple: Path, tmp_p
     assert result.requantised["worst_relative_error"] < 0.03
     receipt = json.loads((tmp_path / "out" / "paramdelta.json").read_text())
     assert receipt["requantised"] == result.requantised
+    assert receipt["exactly_rounded"] is False
+    assert "block-scaled FP8 again" in (tmp_path / "out" / "README.md").read_text()
     again = paramdelta.merge_recipe(recipe_of(triple, fp8="requantise"), tmp_path / "out")
     assert again.already_complete
     assert again.requantised == result.requantised
@@ -214,6 +216,10 @@ def test_a_post_in_bf16_goes_with_a_new_base_in_fp8(triple: Path, tmp_path: Path
     post = in_bf16(matrices_of("post")["a"]).view(ml_dtypes.bfloat16).astype(np.float64)
     wanted = in_bf16(post - wide("base", "a") + wide("new", "a"))
     assert stored(tmp_path / "out")["a.weight"][2] == wanted.tobytes()
+    noise = [w.message for w in make_plan(recipe_of(tmp_path)).warnings if w.code == "fp8-noise"]
+    assert len(noise) == 1
+    assert "only one of post and base has 6 weights in FP8, like 'a.weight'" in noise[0]
+    assert [w for w in make_plan(recipe_of(triple)).warnings if w.code == "fp8-noise"] == []
 
 
 def test_a_new_base_without_fp8_has_no_form_to_requantise_to(triple: Path, tmp_path: Path) -> None:

@@ -445,3 +445,10 @@ def test_readers_that_have_had_enough_are_no_bug(tmp_path: Path) -> None:
     run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert run.stdout == '{"path": "'
     assert run.stderr == ""
+
+
+def test_a_pattern_has_one_coefficient(tmp_path: Path) -> None:
+    for role in ("post", "base", "new_base"):
+        write_checkpoint(tmp_path / role, {"w": normal((2,))}, config={})
+    run = paramdelta("plan", *of(tmp_path), "--alpha", "*w*=0.5", "--alpha", "w=0.7", "--alpha", "*w*=0.3")
+    failed(run, 2, "a pattern is given twice")

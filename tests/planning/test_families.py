@@ -367,6 +367,99 @@ def test_rows_of_the_new_base_with_posts_tokens_have_posts_tokenizer(tmp_path: P
     assert plan.warnings == ()
 
 
+def plain_tokenizer(path: Path, tokens: list[str], *, kind: str) -> None:
+    """Write a tokenizer in one of the other forms."""
+    if kind == "vocab.json":
+        (path / kind).write_text(json.dumps({token: number for number, token in enumerate(tokens[:-1])}))
+        (path / "added_tokens.json").write_text(json.dumps({tokens[-1]: len(tokens) - 1}))
+    else:
+        (path / kind).write_bytes("\n".join(tokens).encode())
+    (path / "tokenizer.json").unlink(missing_ok=True)
+
+
+def test_tokens_are_compared_in_whatever_form_they_are(tmp_path: Path) -> None:
+    vocabularies(tmp_path, {"post": 6, "base": 6, "new": 6})
+    for role in ROLES:
+        plain_tokenizer(tmp_path / role, [*"abcde", "<chat>" if role == "post" else "<pad>"], kind="vocab.json")
+    (warning,) = (w.message for w in plan_of(tmp_path).warnings if w.code == "tokens-differ")
+    assert "5 (new base '<pad>', post '<chat>', base '<pad>')" in warning
+    for role in ROLES:
+        plain_tokenizer(tmp_path / role, [*"abcde", role], kind="tokenizer.model")
+        (tmp_path / role / "vocab.json").unlink()
+    (warning,) = (w.message for w in plan_of(tmp_path).warnings if w.code == "tokens-unknown")
+    assert "tokenizer.model differs" in warning
+    plain_tokenizer(tmp_path / "new", list("abcdef"), kind="vocab.json")
+    (tmp_path / "new" / "tokenizer.model").unlink()
+    (warning,) = (w.message for w in plan_of(tmp_path).warnings if w.code == "tokens-unknown")
+    assert "different kinds (new base vocab.json, post tokenizer.model, base tokenizer.model)" in warning
+    for role in ROLES:
+        plain_tokenizer(tmp_path / role, list("abcdef"), kind="tokenizer.model")
+        (tmp_path / role / "vocab.json").unlink(missing_ok=True)
+    assert plan_of(tmp_path).warnings == ()
+
+
+def test_ids_of_a_vocab_json_count_too_where_rows_are_cut_off(tmp_path: Path) -> None:
+    vocabularies(tmp_path, {"post": 8, "base": 6, "new": 8})
+    for role in ROLES:
+        plain_tokenizer(tmp_path / role, list("abcdefgh")[: 6 if role == "base" else 8], kind="vocab.json")
+    with pytest.raises(MismatchError, match="6 rows, and the tokenizers of post and new base have more ids"):
+        plan_of(tmp_path, vocab="truncate")
+
+
+def test_posts_tokens_on_the_new_bases_rows_are_named(tmp_path: Path) -> None:
+    """As in Chat Vector: embeddings and head stay the new base's."""
+    vocabularies(tmp_path, {"post": 8, "base": 8, "new": 8})
+    for role in ROLES:
+        tokenizer_of(tmp_path / role, 8 if role == "post" else 6)
+    vocabulary = json.loads((tmp_path / "post" / "tokenizer.json").read_text())
+    vocabulary["added_tokens"] = [{"id": 5, "content": "<chat>"}]
+    (tmp_path / "post" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    plan = plan_of(tmp_path, exclude=(EMBED, HEAD))
+    (warning,) = (w.message for w in plan.warnings if w.code == "tokens-differ")
+    assert "1 ids mean other tokens there: 5 (new base 't5', post '<chat>')" in warning
+    assert "2 of its tokens have no meaning there" in warning
+
+
+@pytest.mark.parametrize("left", [(), ("tokenizer_config.json",)])
+def test_a_post_without_tokens_has_the_new_bases_tokenizer_and_that_is_said(
+    tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    vocabularies(tmp_path, {"post": 6, "base": 6, "new": 6})
+    (tmp_path / "post" / "chat_template.jinja").write_text("post")
+    for name in {"tokenizer.json", "tokenizer_config.json"} - set(left):
+        (tmp_path / "post" / name).unlink()
+    plan = plan_of(tmp_path)
+    donors = {car.name: car.donor for car in plan.sidecars}
+    assert donors["tokenizer.json"] == donors["tokenizer_config.json"] == "new base"
+    assert donors["chat_template.jinja"] == "post"
+    (warning,) = (w.message for w in plan.warnings if w.code == "tokenizer")
+    assert "post has no tokenizer" in warning
+    assert "chat_template.jinja, ids of special tokens" in warning
+
+
+def test_an_id_that_is_null_says_nothing(tmp_path: Path) -> None:
+    ids = {"post": {"eos_token_id": None, "text_config": LLAMA | {"eos_token_id": 5}, "pad_token_id": None}}
+    for role in ROLES:
+        small(tmp_path, role, {"model_type": "llava", "eos_token_id": 1, "pad_token_id": 3} | ids.get(role, {}))
+    config = json.loads((merged(tmp_path) / "config.json").read_text())
+    assert (config["eos_token_id"], config["pad_token_id"]) == (5, 3)
+
+
+def test_embeddings_of_a_layer_are_not_the_models(tmp_path: Path) -> None:
+    """The layer for further tokens of DeepSeek-V3 has embeddings, too."""
+    deep = {"model_type": "deepseek_v3"}
+    for role in ROLES:
+        shapes: dict[str, tuple[int, ...]] = {
+            EMBED: (6, 2),
+            "model.layers.61.embed_tokens.weight": (6, 2),
+            HEAD: (6, 2),
+        }
+        write_checkpoint(tmp_path / role, weights(role, shapes), config=deep)
+    plan = plan_of(tmp_path)
+    assert plan.warnings == ()
+    assert {operation.name for operation in plan.operations} == set(shapes)
+
+
 def test_special_tokens_are_posts_even_where_its_tokenizer_files_are_missing(tmp_path: Path) -> None:
     for role, eos in (("post", 128009), ("base", 128001), ("new", 128001)):
         path = small(tmp_path, role, LLAMA | {"eos_token_id": eos})

@@ -7,6 +7,7 @@ decide: what is stored was trained.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -82,7 +83,7 @@ def embeddings_of(checkpoint: Checkpoint) -> Embeddings:
     """Return the embeddings of a checkpoint."""
     embedding, head = _the_one(checkpoint.tensors, EMBEDDINGS), _the_one(checkpoint.tensors, HEADS)
     says_tied, explicit = _config_ties(checkpoint.config)
-    alone = (embedding is None) != (head is None)
+    alone = (embedding is None) != (head is None) and not _any(checkpoint.tensors, HEADS if embedding else EMBEDDINGS)
     return Embeddings(embedding, head, alone and not (explicit and says_tied is False), says_tied, explicit)
 
 
@@ -103,8 +104,15 @@ def _config_ties(config: Mapping[str, Any] | None) -> tuple[bool | None, bool]:
 
 
 def _the_one(names: Iterable[str], endings: tuple[str, ...]) -> str | None:
+    """Return the name with one of the endings; of several the one that lies least deep: others are of single layers."""
     found = [name for name in names if name.endswith(endings) and _whole_words(name, endings)]
-    return found[0] if len(found) == 1 else None
+    depths = Counter(name.count(".") for name in found)
+    least = min(depths, default=0)
+    return next(name for name in found if name.count(".") == least) if depths[least] == 1 else None
+
+
+def _any(names: Iterable[str], endings: tuple[str, ...]) -> bool:
+    return any(_whole_words(name, endings) for name in names if name.endswith(endings))
 
 
 def _whole_words(name: str, endings: tuple[str, ...]) -> bool:

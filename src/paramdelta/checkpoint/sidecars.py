@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from paramdelta.checkpoint.checkpoint import CONFIG_FILE, FileIdentity
 from paramdelta.checkpoint.files import is_there, open_regular
+from paramdelta.checkpoint.tokens import kinds_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,10 +86,10 @@ def choose_sidecars(
     )
     if not posts_tokens:
         behaviour = theirs
-    elif ours[0]:
+    elif kinds_of(post):
         behaviour = [*ours[:3], ours[3] or theirs[3]]
-    else:
-        behaviour = [own or other for own, other in zip(ours, theirs, strict=True)]
+    else:  # what else post has of a tokenizer is of no use without its tokens
+        behaviour = [theirs[0], *(own or other for own, other in zip(ours[1:], theirs[1:], strict=True))]
     files = list(itertools.chain(chosen, *behaviour))
     if code:
         donors = (new_base, "new base"), (post, "post") if posts_tokens else (new_base, "new base")

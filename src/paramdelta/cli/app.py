@@ -102,6 +102,8 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         def request() -> dict[str, Any]:
             general = [alpha for pattern, alpha in alphas if pattern is None]
             by_pattern = {pattern: alpha for pattern, alpha in alphas if pattern is not None}
+            if len(by_pattern) + len(general) < len(alphas):
+                raise RecipeError("alpha: a pattern is given twice", remedy="The last pattern that matches counts.")
             alpha = general[-1] if general else 1.0
             return {**given, "alpha": alpha, "alphas": by_pattern, "policies": Policies(**policies)}
 

@@ -82,5 +82,5 @@ class Digester:
             ValueError: some bytes have not been taken, or were taken twice.
         """
         if self._missing or self._cut:
-            raise ValueError(f"{self._missing} bytes are missing")
+            raise ValueError(f"{abs(self._missing)} bytes are missing" if self._missing > 0 else "bytes came twice")
         return Digest.of(self._sums)

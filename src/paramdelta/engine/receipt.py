@@ -53,7 +53,7 @@ def compose_receipt(
         "policies": asdict(plan.recipe.policies),
         "dtype": plan.recipe.dtype,
         "shard_size": plan.recipe.shard_size,
-        "exactly_rounded": plan.recipe.is_exact,
+        "exactly_rounded": plan.recipe.is_exact and not outcome.requantised,
         "tensors": len(plan.operations),
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
@@ -77,7 +77,7 @@ def counts_of(outcome: Outcome) -> dict[str, dict[str, int]]:
 
 
 def losses_of(outcome: Outcome) -> dict[str, Any] | None:
-    """Return what requantisation lost, relative to the results."""
+    """Return what requantisation lost in blocks that were not copied, relative to the results there."""
     tensors = outcome.requantised
     if not tensors:
         return None

@@ -46,6 +46,11 @@ def model_card(plan: Plan) -> str:
     numbers = [f" {place}" for place in range(1, len(deltas) + 1)] if len(deltas) > 1 else [""]
     terms = [f"{_factor(delta.alpha)}(post{n} − base{n})" for n, delta in zip(numbers, deltas, strict=True)]
     exact = "Every element is the exact result, rounded once." if plan.recipe.is_exact else "Accumulated in f64."
+    if any(operation.blocks is not None for operation in plan.operations):
+        exact += (
+            " Weights are in block-scaled FP8 again, with new scales: `requantised` in `paramdelta.json` says what that"
+            " lost."
+        )
     text: str = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return f"---\n{text}---\n\n" + _ABOUT.format(
         title=_title(plan),

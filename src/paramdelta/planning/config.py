@@ -39,7 +39,16 @@ COMPARED: Final = (
     "partial_rotary_factor",
     "max_position_embeddings",
     "sliding_window",
+    "use_sliding_window",
+    "layer_types",
+    "rope_local_base_freq",
     "num_experts_per_tok",
+    "n_group",
+    "topk_group",
+    "topk_method",
+    "norm_topk_prob",
+    "scoring_func",
+    "routed_scaling_factor",
     "attn_logit_softcapping",
     "final_logit_softcapping",
     "query_pre_attn_scalar",
@@ -117,8 +126,9 @@ def _wanted(
     theirs = post.checkpoint.config
     if post_ids and theirs is not None:
         for key in _TOKEN_IDS:
-            if key in theirs or key in text_config(theirs):
-                yield key, theirs.get(key, text_config(theirs).get(key))
+            said = [part[key] for part in (theirs, text_config(theirs)) if part.get(key) is not None]
+            if said:
+                yield key, said[0]
 
 
 def _remove_quantisation(config: dict[str, Any]) -> Iterator[Correction]:

@@ -20,8 +20,8 @@ from paramdelta.planning.manifest import Member, build_manifest
 from paramdelta.planning.parts import Operand, Operation, Part, Scale
 from paramdelta.planning.policies import Policies
 from paramdelta.planning.recipe import Delta, Recipe
-from paramdelta.planning.vocabulary import differing_tokens, donor_of_tokens
-from paramdelta.planning.warnings import PlanWarning, all_warnings
+from paramdelta.planning.vocabulary import differing_tokens, donor_of_tokens, strange_tokens
+from paramdelta.planning.warnings import PlanWarning, Tokens, all_warnings
 
 _DIGESTED: Final = ("fingerprint", "recipe", "inputs", "files", "tensors", "shards", "index", "sidecars")
 """What `Plan.from_json` insists on; others may add to or change the rest of a plan's JSON."""
@@ -240,6 +240,7 @@ def make_plan(recipe: Recipe) -> Plan:
         with_index = len(sizes) > 1
     tokens = differing_tokens(members, recipe.policies, manifest)
     donor = donor_of_tokens(members, recipe.policies, manifest)
+    strange = strange_tokens(members, donor, manifest)
     sidecars = choose_sidecars(post, new_base, posts_tokens=donor.is_post, code=recipe.trust_remote_code)
     config = output_config(members, manifest, recipe.dtype, post_ids=donor.is_post)
     return Plan(
@@ -249,7 +250,7 @@ def make_plan(recipe: Recipe) -> Plan:
         operations=manifest.operations,
         layout=lay_out(manifest.operations, sizes, with_index=with_index),
         sidecars=tuple(replace(car, text=config.text) if car.name == CONFIG_FILE else car for car in sidecars),
-        warnings=tuple(all_warnings(members, manifest, config, tokens, donor, sidecars)),
+        warnings=tuple(all_warnings(members, manifest, config, Tokens(tokens, strange, donor), sidecars)),
     )
 
 

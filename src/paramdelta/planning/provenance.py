@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,8 @@ def input_name(source: Input) -> str:
 def listed_inputs(plan: Plan) -> list[dict[str, str]]:
     """Return role, name and fingerprint of every input, as the receipt has them.
 
-    A fingerprint is the SHA-256 of what tells a checkpoint from others without reading its tensors: index, config.json,
-    and header and size of every shard.
+    A fingerprint is the SHA-256 of index and config.json, and of each shard's header, size, time of change, and, in the
+    Hub's cache, the name of its blob, which is the digest of its content. Nothing else is read of the tensors.
     """
     return [
         {"role": source.role, "name": input_name(source), "fingerprint": _fingerprint(plan, source)}
@@ -32,5 +33,14 @@ def listed_inputs(plan: Plan) -> list[dict[str, str]]:
 
 
 def _fingerprint(plan: Plan, source: Input) -> str:
-    shards = [[plan.files[place].header_digest, plan.files[place].identity.size] for place in source.files]
+    shards = [
+        [file.header_digest, file.identity.size, file.identity.mtime_ns, _blob(file.path)]
+        for file in (plan.files[place] for place in source.files)
+    ]
     return hashlib.sha256(json.dumps([source.digests, shards]).encode()).hexdigest()
+
+
+def _blob(path: str) -> str | None:
+    """Return the name of the blob that a snapshot in the Hub's cache links to."""
+    target = Path(os.path.realpath(path))
+    return target.name if target.parent.name == "blobs" else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from paramdelta.checkpoint.tokens import TOKENIZER_FILE, read_tokenizer, tokens_by_id
+from paramdelta.checkpoint.tokens import VOCABULARY_FILES, kinds_of, read_tokenizer, tokens_by_id
 from paramdelta.checkpoint.wording import printable, quoted
 from paramdelta.errors import MismatchError
 
@@ -54,7 +54,7 @@ def donor_of_tokens(members: Sequence[Member], policies: Policies, manifest: Man
             return donor
     raise MismatchError(
         f"the output would have {manifest.rows:,} rows, and the tokenizers of post and new base have more ids",
-        file=printable(str(post.checkpoint.root / TOKENIZER_FILE)),
+        file=printable(str(post.checkpoint.root)),
         remedy="Choose --vocab pad, new-base or post instead.",
     )
 
@@ -67,47 +67,80 @@ def _rows(member: Member) -> int:
 
 def _highest_id(member: Member) -> float:
     """Return the highest id of a checkpoint's tokenizer, -1 without one; infinity where it cannot be understood."""
-    tokenizer = read_tokenizer(member.checkpoint)
-    if tokenizer is None:
+    kinds = kinds_of(member.checkpoint)
+    if not kinds:
         return -1
-    tokens = tokens_by_id(tokenizer)
+    tokens = tokens_by_id(read_tokenizer(member.checkpoint, kinds[0]))
     return math.inf if tokens is None else max(tokens, default=-1)
 
 
-def _renamed(one: Member, other: Member, rows: int) -> int:
-    """Return how many ids stand for different tokens in two checkpoints."""
-    return len([line for line in _differing([one, other], rows) if line[0].isdigit()])
+class Comparison(NamedTuple):
+    """What tokenizers say of the rows of an output.
+
+    Attributes:
+        lines: a line for each id that stands for several tokens.
+        flaws: what could not be compared.
+        missing: how many ids stand for a token in the last tokenizer alone.
+    """
+
+    lines: tuple[str, ...] = ()
+    flaws: tuple[str, ...] = ()
+    missing: int = 0
 
 
-def differing_tokens(members: Sequence[Member], policies: Policies, manifest: Manifest) -> list[str]:
-    """Return a line for each id whose row is added and that stands for several tokens, by the tokenizers there are.
+def differing_tokens(members: Sequence[Member], policies: Policies, manifest: Manifest) -> Comparison:
+    """Return in what the tokenizers that there are differ, as far as rows are added.
 
     Raises:
         MismatchError: so many differ that the rows would not fit each other, and no policy for vocabularies was chosen.
     """
-    lines = _differing(members, manifest.rows) if manifest.rows is not None and manifest.adds_rows else []
-    if len(lines) > MOST_RENAMED and policies.vocab == "error":
+    if manifest.rows is None or not manifest.adds_rows:
+        return Comparison()
+    found = _compare(members, manifest.rows)
+    if len(found.lines) > MOST_RENAMED and policies.vocab == "error":
         raise MismatchError(
-            f"{len(lines):,} ids stand for other tokens in other checkpoints: {summed_up(lines)}",
-            file=str(members[1].checkpoint.root / TOKENIZER_FILE),
+            f"{len(found.lines):,} ids stand for other tokens in other checkpoints: {summed_up(found.lines)}",
+            file=printable(str(members[1].checkpoint.root)),
             remedy="Rows of different tokens must not be added. If they are meant to be, choose a --vocab; to keep the"
             " new base's rows, --exclude the embeddings and the head.",
         )
-    return lines
+    return found
 
 
-def _differing(members: Sequence[Member], rows: int) -> list[str]:
-    tokenizers = [(m.role, tokenizer) for m in members if (tokenizer := read_tokenizer(m.checkpoint)) is not None]
+def strange_tokens(members: Sequence[Member], donor: Donor, manifest: Manifest) -> Comparison:
+    """Return in what post's tokenizer differs from the new base's, where it goes with the new base's rows."""
+    if manifest.rows is None or manifest.adds_rows or not donor.is_post:
+        return Comparison()
+    return _compare([members[0], members[1]], manifest.rows)
+
+
+def _renamed(one: Member, other: Member, rows: int) -> int:
+    """Return how many ids stand for different tokens in two checkpoints."""
+    return len(_compare([one, other], rows).lines)
+
+
+def _compare(members: Sequence[Member], rows: int) -> Comparison:
+    having = [(m, kinds) for m in members if (kinds := kinds_of(m.checkpoint))]
+    if len(having) < 2:
+        return Comparison()
+    common = [kind for kind in VOCABULARY_FILES if all(kind in kinds for _, kinds in having)]
+    if not common:
+        told = ", ".join(f"{member.role} {kinds[0]}" for member, kinds in having)
+        return Comparison(flaws=(f"the tokenizers are files of different kinds ({told})",))
+    tokenizers = [(member.role, read_tokenizer(member.checkpoint, common[0])) for member, _ in having]
     if len({tokenizer.digest for _, tokenizer in tokenizers}) < 2:
-        return []
+        return Comparison()
     understood = {tokenizer.digest: tokens_by_id(tokenizer) for _, tokenizer in tokenizers}
+    opaque = [role for role, tokenizer in tokenizers if understood[tokenizer.digest] is None]
+    flaws = (f"{common[0]} differs, and that of {', '.join(opaque)} cannot be understood",) if opaque else ()
     tables = [(role, understood[tokenizer.digest] or {}) for role, tokenizer in tokenizers]
-    lines = [f"{role}'s {TOKENIZER_FILE} cannot be understood" for role, table in tables if not table]
+    lines, missing = [], 0
     for number in range(min(rows, max(max(table, default=-1) for _, table in tables) + 1)):
         meanings = {role: table[number] for role, table in tables if number in table}
+        missing += set(meanings) == {tables[-1][0]}
         if len(set(meanings.values())) > 1:
             lines.append(f"{number} ({', '.join(f'{role} {quoted(token)}' for role, token in meanings.items())})")
-    return lines
+    return Comparison(tuple(lines), flaws, 0 if opaque else missing)
 
 
 def summed_up(lines: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from paramdelta.checkpoint.checkpoint import CONFIG_FILE
 from paramdelta.checkpoint.dtypes import INTEGERS
-from paramdelta.checkpoint.sidecars import remote_code
+from paramdelta.checkpoint.sidecars import TOKENIZER, remote_code
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.planning.config import differing_settings
 from paramdelta.planning.units import format_size
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from paramdelta.checkpoint.sidecars import Sidecar
     from paramdelta.planning.config import OutputConfig
     from paramdelta.planning.manifest import Manifest, Member
-    from paramdelta.planning.vocabulary import Donor
+    from paramdelta.planning.parts import Operation
+    from paramdelta.planning.vocabulary import Comparison, Donor
 
 
 class PlanWarning(NamedTuple):
@@ -30,32 +31,34 @@ class PlanWarning(NamedTuple):
     message: str
 
 
+class Tokens(NamedTuple):
+    """What tokenizers say: of rows that are added, of post's tokens on the new base's rows, and whose the output has.
+
+    The first is empty where rows are only taken, the second where they are added or the tokenizer is the new base's.
+    """
+
+    added: Comparison
+    strange: Comparison
+    donor: Donor
+
+
 def all_warnings(
     members: Sequence[Member],
     manifest: Manifest,
     config: OutputConfig,
-    tokens: Sequence[str],
-    donor: Donor,
+    tokens: Tokens,
     sidecars: Sequence[Sidecar],
 ) -> Iterator[PlanWarning]:
     """Yield the warnings of a plan.
 
     Args:
-        tokens: lines on ids that do not stand for one token in all checkpoints.
-        donor: whose tokenizer the output has.
+        tokens: what the tokenizers say.
     """
     yield from _of_configs(members)
     yield from _of_ties(members, manifest)
     for decision in manifest.decisions:
         yield PlanWarning(decision.policy, f"--{decision.policy} decided: {'; '.join(decision.lines)}")
-    if tokens:
-        message = f"tokenizers differ where rows are added, in {len(tokens):,} respects (ids and their tokens): "
-        yield PlanWarning("tokens-differ", message + summed_up(tokens))
-    if donor.reason is not None:
-        message = (
-            "tokenizer, chat template, generation settings and ids of special tokens are the new base's, not post's"
-        )
-        yield PlanWarning("tokenizer", f"{message}: {donor.reason}")
+    yield from _of_tokens(tokens, sidecars)
     yield from _of_dtypes(members, manifest)
     yield from _of_copies(manifest)
     yield from _of_fp8(manifest)
@@ -108,6 +111,32 @@ def _place(member: Member, file: str | None) -> str:
     return printable(str(member.checkpoint.path if file is None else member.checkpoint.root / file))
 
 
+def _of_tokens(tokens: Tokens, sidecars: Sequence[Sidecar]) -> Iterator[PlanWarning]:
+    added, strange, donor = tokens
+    if added.lines:
+        message = f"tokenizers differ where rows are added, in {len(added.lines):,} ids (and their tokens): "
+        yield PlanWarning("tokens-differ", message + summed_up(added.lines))
+    if strange.lines or strange.missing:
+        message = "post's tokenizer goes with the new base's rows of embeddings and head: "
+        told = (
+            [f"{len(strange.lines):,} ids mean other tokens there: {summed_up(strange.lines)}"] if strange.lines else []
+        )
+        told += [f"{strange.missing:,} of its tokens have no meaning there"] if strange.missing else []
+        yield PlanWarning("tokens-differ", message + "; ".join(told))
+    for flaw in (*added.flaws, *strange.flaws):
+        message = f"{flaw}: whether rows stand for the same tokens was not compared"
+        yield PlanWarning("tokens-unknown", message)
+    if donor.reason is not None:
+        message = (
+            "tokenizer, chat template, generation settings and ids of special tokens are the new base's, not post's"
+        )
+        yield PlanWarning("tokenizer", f"{message}: {donor.reason}")
+    elif any(car.name in TOKENIZER and car.donor == "new base" for car in sidecars):
+        others = [car.name for car in sidecars if car.donor == "post"]
+        message = "post has no tokenizer, the output has the new base's; what else it is told by is post's"
+        yield PlanWarning("tokenizer", f"{message} ({listed([*others, 'ids of special tokens'])})")
+
+
 def _of_dtypes(members: Sequence[Member], manifest: Manifest) -> Iterator[PlanWarning]:
     """Say where operands of a sum have another dtype than its result."""
     kinds: Counter[tuple[tuple[str, ...], str]] = Counter()
@@ -138,11 +167,47 @@ def _of_fp8(manifest: Manifest) -> Iterator[PlanWarning]:
     if widened:
         old = sum(operand.nbytes(each.elements) for each in widened for operand in each.parts[0].operands[:1])
         new, dtypes = sum(each.nbytes for each in widened), ", ".join(sorted({each.dtype for each in widened}))
-        message = f"{len(widened):,} block-scaled FP8 weights of {format_size(old)} are written as {dtypes}: "
+        number = _counted(len(widened), "block-scaled FP8 weight", "block-scaled FP8 weights")
+        message = f"{number} of {format_size(old)} written as {dtypes}: "
         yield PlanWarning("fp8", f"{message}{format_size(new)}; --fp8 requantise keeps the new base's form")
     if len(scaled) > len(widened):
-        number = len(scaled) - len(widened)
-        yield PlanWarning("fp8", f"{number:,} weights are written in block-scaled FP8: what that loses is reported")
+        number = _counted(len(scaled) - len(widened), "weight is", "weights are")
+        message = f"{number} written in block-scaled FP8: what that loses is told at the end, and in the receipt"
+        yield PlanWarning("fp8", message)
+    yield from _of_noise(manifest)
+    taken = [each.name for each in manifest.operations if each.op == "copy" and _looks_unlike(each)]
+    if manifest.is_quantised and taken:
+        message = "taken from post in a whole dtype, while config.json says FP8: loaders may expect it for"
+        yield PlanWarning("fp8", f"{message} {listed(list(map(quoted, taken)))}")
+
+
+def _looks_unlike(operation: Operation) -> bool:
+    """Return whether a matrix is not in FP8 though the checkpoint that it is taken from has it so."""
+    return operation.blocks is None and operation.parts[0].operands[0].scale is not None
+
+
+def _of_noise(manifest: Manifest) -> Iterator[PlanWarning]:
+    """Say where a delta holds what FP8 has lost, since only one of post and base is FP8."""
+    for number in range(1, max((len(each.parts[0].operands) for each in manifest.operations), default=0), 2):
+        mixed = [
+            each.name
+            for each in manifest.operations
+            if len(operands := each.parts[0].operands) > number + 1
+            and operands[number].dtype.startswith("F8") != operands[number + 1].dtype.startswith("F8")
+        ]
+        if mixed:
+            of = f" of delta {number // 2 + 1}" if number > 1 else ""
+            told = _counted(len(mixed), "weight", "weights")
+            message = (
+                f"only one of post and base{of} has {told} in FP8, like {quoted(mixed[0])}: the delta holds what FP8"
+            )
+            yield PlanWarning(
+                "fp8-noise", f"{message} has lost, often as much as training changed; use both in one form"
+            )
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"1 {one}" if number == 1 else f"{number:,} {many}"
 
 
 def _of_code(members: Sequence[Member], sidecars: Sequence[Sidecar]) -> Iterator[PlanWarning]:
