@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paramdelta.api import (
         MergeResult,
+        Verification,
         estimate_memory,
         inspect,
         merge,
         merge_recipe,
         plan,
         read_recipes,
+        verify,
         warnings_for,
     )
     from paramdelta.checkpoint.checkpoint import Checkpoint
@@ -45,12 +47,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "paramdelta.api": (
         "MergeResult",
+        "Verification",
         "estimate_memory",
         "inspect",
         "merge",
         "merge_recipe",
         "plan",
         "read_recipes",
+        "verify",
         "warnings_for",
     ),
     "paramdelta.checkpoint.checkpoint": ("Checkpoint",),
@@ -96,6 +100,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "UnsupportedCheckpointError",
+    "Verification",
     "VerificationError",
     "estimate_memory",
     "inspect",
@@ -103,6 +108,7 @@ __all__ = [
     "merge_recipe",
     "plan",
     "read_recipes",
+    "verify",
     "warnings_for",
 ]
 

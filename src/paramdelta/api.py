@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from paramdelta.engine.progress import FinishedShard, Outcome, Progress
+    from paramdelta.engine.verify import Failure
     from paramdelta.planning.policies import Policies
     from paramdelta.planning.recipe_file import Job
 
@@ -75,6 +76,29 @@ class MergeResult:
     nonfinite: dict[str, dict[str, int]]
     already_complete: bool
     requantised: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What came of verifying an output.
+
+    Attributes:
+        ok: whether everything is as it should be; else ``failures`` says what is not.
+        shards: number of files with tensors.
+        bytes_read: bytes of the output's files that were read for digests.
+        recomputed: tensors whose elements were computed again from the inputs.
+        seconds: wall-clock time.
+        peak_rss_bytes: the most RAM that the process held, as the system reports it.
+    """
+
+    output: str
+    ok: bool
+    shards: int
+    bytes_read: int
+    recomputed: int
+    seconds: float
+    peak_rss_bytes: int
+    failures: tuple[Failure, ...]
 
 
 def inspect(path: str | os.PathLike[str]) -> Checkpoint:
@@ -218,10 +242,7 @@ def merge_recipe(
 ) -> MergeResult:
     """Carry out any recipe, with one delta or several. Arguments and errors as `merge`."""
     started = time.perf_counter()
-    if io not in IO_CHOICES:
-        raise RecipeError(f"io: {io!r} is none of {', '.join(IO_CHOICES)}")
-    if workers is not None and workers < 1:
-        raise RecipeError(f"workers: must be at least 1, not {workers}")
+    _require_settings(io, workers)
     most = None if memory is None else parse_size(memory, "memory")
     path = Path(checked_path(output, "output"))
     made = make_plan(recipe)
@@ -252,6 +273,75 @@ def merge_recipe(
         error.remedy = " ".join(filter(None, (error.remedy, kept_text(directory.staging)))) or None
         raise
     return _result(path, made, started, outcome, budget, resumed)
+
+
+def verify(
+    output: str | os.PathLike[str],
+    *,
+    recompute: bool = False,
+    sample: float | None = None,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    io: str = "auto",
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> Verification:
+    """Read a finished output again and check it against its receipt: digests, headers, index, sidecars.
+
+    Args:
+        output: the directory that a merge has written.
+        recompute: also compute every element again, from the inputs that ``recipe.yaml`` names.
+        sample: recompute a random share of the tensors only, more than 0 and at most 1; implies ``recompute``.
+        memory: most RAM that the process may hold, as in `merge`; it bounds the recomputation, which holds most.
+        workers: number of threads; chosen for the machine by default.
+        io: how files are read: ``auto``, ``mmap``, ``pread`` or ``direct``.
+        on_progress: called from this thread every now and then.
+        cancelled: set it, from any thread, to stop.
+
+    Raises:
+        CheckpointError: there is no receipt, or an input is missing.
+        MismatchError: the inputs do not make an output of this layout any more.
+        BudgetError: ``memory`` is below what works.
+        CancelledError: ``cancelled`` was set.
+    """
+    from paramdelta.engine import verify as checks
+
+    started = time.perf_counter()
+    _require_settings(io, workers)
+    if sample is not None and not 0 < sample <= 1:
+        raise RecipeError(f"sample: must be more than 0 and at most 1, not {sample}")
+    path = Path(checked_path(output, "output"))
+    claims = checks.read_claims(path)
+    failures = [*checks.check_small_files(path, claims), *checks.check_format(path, claims)]
+    threads = workers or budgets.default_workers()
+    failures += checks.check_shards(path, claims, threads, io, on_progress, cancelled)
+    recomputed = 0
+    if (recompute or sample is not None) and not failures:
+        from paramdelta.engine import recompute as again
+
+        made = make_plan(read_recipes(path / "recipe.yaml")[0].recipe)
+        again.require_same_layout(made, path)
+        work = again.whole(made) if sample is None else again.sample(made, sample, time.time_ns())
+        most = None if memory is None else parse_size(memory, "memory")
+        failures += again.recompute(work, path, _budget(work.plan, most, workers), io, on_progress, cancelled)
+        recomputed = sum(len(shard.begins) for shard in work.plan.shards)
+    return Verification(
+        output=str(path),
+        ok=not failures,
+        shards=len(claims.shards),
+        bytes_read=sum(claims.sizes.values()),
+        recomputed=recomputed,
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=platform.peak_rss(),
+        failures=tuple(failures),
+    )
+
+
+def _require_settings(io: str, workers: int | None) -> None:
+    if io not in IO_CHOICES:
+        raise RecipeError(f"io: {io!r} is none of {', '.join(IO_CHOICES)}")
+    if workers is not None and workers < 1:
+        raise RecipeError(f"workers: must be at least 1, not {workers}")
 
 
 def estimate_memory(plan: Plan) -> int:

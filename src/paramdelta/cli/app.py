@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from paramdelta.errors import CancelledError, ParamDeltaError, RecipeError
+from paramdelta.errors import CancelledError, ParamDeltaError, RecipeError, VerificationError
 from paramdelta.planning.policies import CHOICES, Policies
 from paramdelta.storage.source import IO_CHOICES
 
@@ -278,6 +278,38 @@ def inspect(*, checkpoint: str, as_json: bool) -> None:
         click.echo(json.dumps(display.checkpoint_json(opened)))
     else:
         display.show_checkpoint(opened)
+
+
+@commands.command()
+@click.argument("output", metavar="OUT")
+@click.option("--recompute", is_flag=True, help="Compute every element again, from the inputs in OUT/recipe.yaml.")
+@click.option(
+    "--sample",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Recompute a random share of the tensors only, like 0.05.",
+)
+@click.option(
+    "--memory", metavar="SIZE", help="Most RAM of the whole process.  [default: 400MB, less where little is free]"
+)
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Threads.  [default: chosen]")
+@click.option("--io", type=click.Choice(IO_CHOICES), default="auto", show_default=True, help="How files are read.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@_output_options
+def verify(*, output: str, quiet: bool, as_json: bool, **settings: Any) -> None:
+    """Read OUT again and check all of it: digests, headers, index, sidecars.
+
+    With --recompute or --sample the arithmetic is done again, too. The exit code is 7 where something is not as it was
+    written; what, is told by file, tensor and byte.
+    """
+    from paramdelta.cli import display
+    from paramdelta.cli.signals import cancel_on_signals
+
+    with cancel_on_signals() as cancelled:
+        result = display.verify_shown(output, settings, cancelled, quiet=quiet)
+    click.echo(json.dumps(display.verify_json(result)) if as_json else display.verify_line(result))
+    if not result.ok:
+        sys.exit(VerificationError.exit_code)
 
 
 @commands.command()

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.planning.units import format_size
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
-    from paramdelta.api import MergeResult
+    from paramdelta.api import MergeResult, Verification
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.engine.progress import Progress
     from paramdelta.planning.plan import Plan
     from paramdelta.planning.recipe import Recipe
     from paramdelta.planning.warnings import PlanWarning
+
+T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -38,18 +40,49 @@ def merge_shown(
             recipe, output, **settings, on_warning=on_warning, on_progress=on_progress, cancelled=cancelled
         )
 
-    result = _with_progress(merge, quiet=quiet)
+    result = _with_progress(merge, "merging", quiet=quiet)
     if not quiet:
         _show_nonfinite(result)
     return result
 
 
-def _with_progress(merge: Callable[[Callable[[Progress], None] | None], MergeResult], *, quiet: bool) -> MergeResult:
-    """Run a merge under a progress bar on a terminal, under plain lines elsewhere, under nothing where ``quiet``."""
+def verify_shown(output: str, settings: dict[str, Any], cancelled: threading.Event, *, quiet: bool) -> Verification:
+    """Verify an output, with progress on standard error."""
+    from paramdelta import api
+
+    def verify(on_progress: Callable[[Progress], None] | None) -> Verification:
+        return api.verify(output, **settings, on_progress=on_progress, cancelled=cancelled)
+
+    return _with_progress(verify, "verifying", quiet=quiet)
+
+
+def verify_line(result: Verification) -> str:
+    """Return the result of a verification: a sentence, or what failed."""
+    from paramdelta.engine.verify import summed_up
+
+    name = printable(result.output)
+    if not result.ok:
+        number = f"{len(result.failures):,} failures" if len(result.failures) > 1 else "1 failure"
+        return f"{name}: {number}\n{summed_up(result.failures)}"
+    again = f", {result.recomputed:,} tensors computed again" if result.recomputed else ""
+    return (
+        f"{name}: all as it was written: {result.shards} {'file' if result.shards == 1 else 'files'} of tensors,"
+        f" {format_size(result.bytes_read)} read{again}, {result.seconds:.1f} s"
+        f" ({format_size(result.bytes_read / result.seconds)}/s), peak RAM {format_size(result.peak_rss_bytes)}"
+    )
+
+
+def verify_json(result: Verification) -> dict[str, Any]:
+    """Return the result of a verification as scripts read it."""
+    return asdict(result) | {"failures": [failure._asdict() for failure in result.failures]}
+
+
+def _with_progress(work: Callable[[Callable[[Progress], None] | None], T], doing: str, *, quiet: bool) -> T:
+    """Do something under a progress bar on a terminal, under plain lines elsewhere, under nothing where ``quiet``."""
     if quiet:
-        return merge(None)
+        return work(None)
     if not sys.stderr.isatty():
-        return merge(_Lines())
+        return work(_Lines(doing))
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -62,7 +95,7 @@ def _with_progress(merge: Callable[[Callable[[Progress], None] | None], MergeRes
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("merging"),
+        TextColumn(doing),
         BarColumn(),
         TaskProgressColumn(),
         DownloadColumn(),
@@ -74,18 +107,19 @@ def _with_progress(merge: Callable[[Callable[[Progress], None] | None], MergeRes
         task = bar.add_task("", total=None, shards="")
 
         def show(progress: Progress) -> None:
-            if bar.tasks[task].total is None:  # what earlier runs have done says nothing of this one's speed
+            if bar.tasks[task].total != progress.total:  # what earlier runs have done says nothing of this one's speed
                 bar.reset(task, total=progress.total, completed=progress.resumed)
             shards = f"{progress.shards_done}/{progress.shards} shards"
             bar.update(task, completed=progress.done, total=progress.total, shards=shards)
 
-        return merge(show)
+        return work(show)
 
 
 class _Lines:
     """Progress as a line every few seconds, for logs."""
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
         self._started = self._last = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
@@ -96,8 +130,8 @@ class _Lines:
         rate = max(1, progress.done - progress.resumed) / (now - self._started)
         left = (progress.total - progress.done) / rate
         print(
-            f"merging: {progress.done / progress.total:.0%},"
-            f" {format_size(progress.done)} of {format_size(progress.total)} written,"
+            f"{self._doing}: {progress.done / progress.total:.0%},"
+            f" {format_size(progress.done)} of {format_size(progress.total)},"
             f" {format_size(rate)}/s, {_duration(left)} left,"
             f" {progress.shards_done}/{progress.shards} shards",
             file=sys.stderr,

@@ -1,0 +1,278 @@
+"""What verification finds: every flipped bit, every other change, and what the inputs do not give."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import paramdelta
+from paramdelta.cli.app import commands
+from paramdelta.engine.digests import REGION
+from paramdelta.engine.receipt import RECEIPT
+from paramdelta.engine.recompute import sample
+from paramdelta.errors import CancelledError, CheckpointError, MismatchError, RecipeError
+from paramdelta.planning.plan import make_plan
+from paramdelta.planning.policies import Policies
+from paramdelta.planning.recipe import Recipe
+from tests.block_scaled import CONFIG, tensors_of
+from tests.make import normal, skip_without_direct_io, write_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INDEX = "model.safetensors.index.json"
+ROLES = ("post", "base", "new_base")
+
+
+def make(root: Path) -> Path:
+    """Write a triple whose output has regions of more than one tensor, and a tensor of more than one region."""
+    for seed, role in enumerate(ROLES):
+        shapes = {"small": (30, 40), "large": (2500, 1000), "after": (100, 10), "last": (700, 20)}
+        tensors = {name: normal(shape, seed=seed) for name, shape in shapes.items()}
+        write_checkpoint(root / role, tensors, shards=[["small", "large"], ["after", "last"]], config={"from": role})
+    (root / "post" / "tokenizer.json").write_text("{}")
+    return root
+
+
+def merge(root: Path, output: Path, **options: Any) -> Path:
+    post, base, new_base = (root / role for role in ROLES)
+    paramdelta.merge(post, base, new_base, output, **options)
+    return output
+
+
+@pytest.fixture(scope="module")
+def triple(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("triple"))
+
+
+@pytest.fixture(scope="module")
+def finished(triple: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return merge(triple, tmp_path_factory.mktemp("finished") / "out")
+
+
+@pytest.fixture
+def output(finished: Path, tmp_path: Path) -> Path:
+    """A copy beside which inputs are found by absolute paths."""
+    return shutil.copytree(finished, tmp_path / "out")
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize("io", ["auto", "mmap", "pread", "direct"])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_was_written_is_as_it_was_written(finished: Path, io: str, workers: int) -> None:
+    skip_without_direct_io(io, finished.parent)
+    seen: list[paramdelta.Progress] = []
+    result = paramdelta.verify(finished, io=io, workers=workers, on_progress=seen.append)
+    assert (result.ok, result.failures, result.shards) == (True, (), 2)
+    assert result.bytes_read == sum(f.stat().st_size for f in finished.iterdir() if f.name != RECEIPT)
+    assert (seen[-1].done, seen[-1].shards_done) == (seen[-1].total, 2)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_one_flipped_bit_anywhere_is_found_and_named(output: Path, data: st.DataObject) -> None:
+    path = output / data.draw(st.sampled_from(sorted(file.name for file in output.iterdir() if file.name != RECEIPT)))
+    raw = bytearray(path.read_bytes())
+    place, bit = data.draw(st.integers(0, len(raw) - 1)), data.draw(st.integers(0, 7))
+    raw[place] ^= 1 << bit
+    good = path.read_bytes()
+    path.write_bytes(raw)
+    try:
+        result = paramdelta.verify(output)
+    finally:
+        path.write_bytes(good)
+    assert not result.ok
+    named = [failure for failure in result.failures if failure.file == path.name]
+    assert named
+    if path.name in SHARDS:
+        places = [failure.offset for failure in named if failure.offset is not None]
+        assert places == [place // REGION * REGION]
+
+
+def test_a_flipped_bit_is_named_with_its_tensor(output: Path) -> None:
+    path = output / SHARDS[0]
+    raw = bytearray(path.read_bytes())
+    raw[4096 + 2 * 30 * 40 + REGION] ^= 1
+    path.write_bytes(raw)
+    (failure,) = paramdelta.verify(output).failures
+    assert (failure.file, failure.tensor, failure.offset) == (SHARDS[0], "large", REGION)
+    assert str(failure).startswith(f"{SHARDS[0]}, tensor 'large', from byte 4,194,304 on: ")
+    raw[4096] ^= 1
+    path.write_bytes(raw)
+    assert [(f.tensor, f.offset) for f in paramdelta.verify(output).failures] == [
+        ("small and 1 more", 0),
+        ("large", REGION),
+    ]
+
+
+def grow(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def link_away(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", [*SHARDS, INDEX, "config.json", "tokenizer.json", "recipe.yaml", "README.md"])
+@pytest.mark.parametrize("change", [grow, link_away, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_every_file_is_looked_at(output: Path, name: str, change: Any) -> None:
+    change(output / name)
+    result = paramdelta.verify(output)
+    assert not result.ok
+    assert name in {failure.file for failure in result.failures}
+
+
+def test_an_index_that_says_something_else_is_found_by_digest_and_by_content(output: Path) -> None:
+    index = json.loads((output / INDEX).read_text())
+    index["metadata"]["total_size"] += 1
+    (output / INDEX).write_text(json.dumps(index))
+    messages = [failure.message for failure in paramdelta.verify(output).failures if failure.file == INDEX]
+    assert any("bytes of tensors, and there are" in message for message in messages)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"fingerprint": "x", "files": []}'])
+def test_without_a_receipt_there_is_nothing_to_verify_against(output: Path, text: str) -> None:
+    (output / RECEIPT).write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        paramdelta.verify(output)
+    assert caught.value.exit_code == 3
+
+
+def test_a_receipt_whose_digests_contradict_each_other_is_a_failure(output: Path) -> None:
+    receipt = json.loads((output / RECEIPT).read_text())
+    entry = next(entry for entry in receipt["files"] if entry["name"] == SHARDS[0])
+    entry["xxh3"] = "0" * 32
+    (output / RECEIPT).write_text(json.dumps(receipt))
+    (failure,) = paramdelta.verify(output).failures
+    assert failure.file == RECEIPT
+
+
+def test_it_can_be_stopped(finished: Path) -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(CancelledError):
+        paramdelta.verify(finished, cancelled=cancelled)
+
+
+# -- the arithmetic again ----------------------------------------------------------------------------------------------
+
+
+def test_the_arithmetic_of_what_was_written_is_what_the_inputs_give(finished: Path) -> None:
+    result = paramdelta.verify(finished, recompute=True, io="pread")
+    assert (result.ok, result.recomputed) == (True, 4)
+    assert paramdelta.verify(finished, sample=0.5).recomputed == 2
+    assert paramdelta.verify(finished, sample=1e-9).recomputed == 1
+
+
+def forge(output: Path, name: str, place: int) -> None:
+    """Change a byte, and the receipt with it."""
+    from paramdelta.engine.digests import Digester
+
+    raw = bytearray((output / name).read_bytes())
+    raw[place] ^= 1
+    (output / name).write_bytes(raw)
+    digester = Digester(len(raw))
+    digester.add(0, memoryview(raw))
+    receipt = json.loads((output / RECEIPT).read_text())
+    entry = next(entry for entry in receipt["files"] if entry["name"] == name)
+    entry |= {"xxh3": digester.result().whole, "regions": "".join(digester.result().regions)}
+    (output / RECEIPT).write_text(json.dumps(receipt))
+
+
+@pytest.fixture
+def merged(triple: Path, tmp_path: Path) -> Path:
+    return merge(triple, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("shard", "place", "tensor"),
+    [
+        (0, 4096, "small"),
+        (0, 4096 + 2 * 30 * 40 - 1, "small"),
+        (0, 4096 + 2 * 30 * 40, "large"),
+        (1, 4096 + 2 * 100 * 10 + 2 * 700 * 20 - 1, "last"),
+    ],
+)
+def test_what_the_inputs_do_not_give_is_named_to_the_byte(merged: Path, shard: int, place: int, tensor: str) -> None:
+    forge(merged, SHARDS[shard], place)
+    assert paramdelta.verify(merged).ok
+    for options in ({"recompute": True}, {"sample": 1.0}):
+        result = paramdelta.verify(merged, **options)
+        assert [(f.file, f.tensor, f.offset) for f in result.failures] == [(SHARDS[shard], tensor, place)]
+        assert result.failures[0].message == "is not what the inputs give"
+
+
+@pytest.mark.parametrize("fp8", ["dequantise", "requantise"])
+def test_block_scaled_outputs_are_computed_again_too(tmp_path: Path, fp8: Any) -> None:
+    for seed, role in enumerate(ROLES):
+        rng = np.random.default_rng(seed)
+        matrices = {name: rng.normal(0, 0.02, (rng.integers(100, 300), 300)) for name in "abc"}
+        shapes = {name: (150 + 70 * number, 300) for number, name in enumerate("abc")}
+        matrices = {name: np.resize(values, shapes[name]) for name, values in matrices.items()}
+        write_checkpoint(tmp_path / role, tensors_of(matrices, seed=seed), shards=2, config=CONFIG)
+    output = merge(tmp_path, tmp_path / "out", policies=Policies(fp8=fp8))
+    assert paramdelta.verify(output, recompute=True).ok
+    for _ in range(5):
+        assert paramdelta.verify(output, sample=0.4).ok
+
+
+def test_inputs_of_another_layout_cannot_give_the_output(merged: Path, tmp_path: Path) -> None:
+    root = make(tmp_path / "in")
+    merge(root, tmp_path / "other")
+    for role in ROLES:
+        shutil.rmtree(root / role)
+        write_checkpoint(root / role, {"other": normal((3, 3))}, shards=1, config={"from": role})
+    with pytest.raises(MismatchError, match="laid out in another way"):
+        paramdelta.verify(tmp_path / "other", recompute=True)
+    assert paramdelta.verify(merged, recompute=True).ok
+
+
+def test_a_sample_has_each_tensor_with_its_scales(tmp_path: Path) -> None:
+    for seed, role in enumerate(ROLES):
+        rng = np.random.default_rng(seed)
+        matrices = {name: rng.normal(0, 0.02, (150, 200)) for name in "abcdef"}
+        write_checkpoint(tmp_path / role, tensors_of(matrices, seed=seed), shards=3, config=CONFIG)
+    post, base, new_base = (tmp_path / role for role in ROLES)
+    plan = make_plan(Recipe.of(post, base, new_base, policies=Policies(fp8="requantise")))
+    for seed in range(20):
+        work = sample(plan, 0.3, seed)
+        names = [[plan.operations[place].name for place in shard.operations] for shard in work.plan.shards]
+        assert len(names) == 4
+        for group in names:
+            assert len(group) == (2 if group[0].endswith("weight") else 1)
+            assert group[1:] in ([], [f"{group[0]}_scale_inv"])
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.1, float("nan")])
+def test_a_sample_is_a_share(finished: Path, share: float) -> None:
+    with pytest.raises(RecipeError, match="sample: must be more than 0"):
+        paramdelta.verify(finished, sample=share)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_is_wrong_and_exits_7(output: Path) -> None:
+    good = CliRunner().invoke(commands, ["verify", str(output)])
+    assert (good.exit_code, good.stdout.count("all as it was written: 2 files of tensors")) == (0, 1)
+    grow(output / "README.md")
+    bad = CliRunner().invoke(commands, ["verify", str(output), "--quiet"])
+    assert bad.exit_code == 7
+    assert bad.stdout.splitlines()[0] == f"{output}: 1 failure"
+    found = CliRunner().invoke(commands, ["verify", str(output), "--json", "--quiet"])
+    result = json.loads(found.stdout)
+    assert (found.exit_code, result["ok"], result["shards"]) == (7, False, 2)
+    assert result["failures"][0]["file"] == "README.md"
+    nothing = CliRunner().invoke(commands, ["verify", str(output.parent), "--json"])
+    assert (nothing.exit_code, json.loads(nothing.stdout)["error"]["code"]) == (3, 3)
