@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint types docs real exact faults bench scale lowest clean
+.PHONY: help demo test lint types docs real exact faults fuzz bench scale lowest clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ exact: $(VENV)/.dev  ## ten million triples of each 16-bit format against exact 
 
 faults: $(VENV)/.dev  ## kill, fail and cut the power at every step of a merge; writes docs/faults.md
 	$(BIN)/python -m tests.faults
+
+fuzz: $(VENV)/.dev  ## headers, indexes and recipes that nobody would write, for ten minutes (FUZZ_MINUTES)
+	$(BIN)/python -m tests.fuzz
 
 real: .venv-real/.made  ## merge real SmolLM2-135M weights, load the result, ask it something
 	.venv-real/bin/python -m pytest -m real tests/real

@@ -35,6 +35,8 @@ from tests.make import normal, write_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from paramdelta.results import MergeResult
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 CALLS = ("open", "pwrite", "ftruncate", "fsync", "replace", "unlink", "mkdir", "rmdir")
 ROLES = ("post", "base", "new_base")
@@ -95,7 +97,7 @@ def make_inputs(root: Path) -> Path:
     return root
 
 
-def merge(inputs: Path, output: Path, **options: Any) -> api.MergeResult:
+def merge(inputs: Path, output: Path, **options: Any) -> MergeResult:
     """Merge the triple that the options are for, with one worker."""
     root = inputs / ("fp8" if "policies" in options else "bf16")
     post, base, new_base = (root / role for role in ROLES)

@@ -403,6 +403,8 @@ SETTINGS = CONFIG["quantization_config"]
         {**SETTINGS, "activation_scheme": "static"},
         {**SETTINGS, "fmt": "e5m2"},
         {**SETTINGS, "scale_fmt": "int"},
+        {**SETTINGS, "scale_fmt": {}},
+        {**SETTINGS, "fmt": []},
         {**SETTINGS, "quant_method": "fbgemm_fp8"},
     ],
 )

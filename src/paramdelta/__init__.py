@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paramdelta.api import (
-        MergeResult,
-        Verification,
         estimate_memory,
         inspect,
         merge,
         merge_recipe,
         plan,
-        read_recipes,
         verify,
         warnings_for,
     )
@@ -42,18 +39,17 @@ if TYPE_CHECKING:
     from paramdelta.planning.plan import Plan
     from paramdelta.planning.policies import Policies
     from paramdelta.planning.recipe import Delta, Recipe
+    from paramdelta.planning.recipe_file import read_recipes
     from paramdelta.planning.warnings import PlanWarning
+    from paramdelta.results import MergeResult, Verification
 
 _HOMES = {
     "paramdelta.api": (
-        "MergeResult",
-        "Verification",
         "estimate_memory",
         "inspect",
         "merge",
         "merge_recipe",
         "plan",
-        "read_recipes",
         "verify",
         "warnings_for",
     ),
@@ -76,7 +72,9 @@ _HOMES = {
     "paramdelta.planning.plan": ("Plan",),
     "paramdelta.planning.policies": ("Policies",),
     "paramdelta.planning.recipe": ("Delta", "Recipe"),
+    "paramdelta.planning.recipe_file": ("read_recipes",),
     "paramdelta.planning.warnings": ("PlanWarning",),
+    "paramdelta.results": ("MergeResult", "Verification"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

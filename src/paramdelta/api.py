@@ -5,100 +5,35 @@ What needs numba is imported when a merge begins, so that planning and inspectin
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from paramdelta.checkpoint.files import read_whole
-from paramdelta.checkpoint.wording import clipped, printable
 from paramdelta.engine import budget as budgets
 from paramdelta.engine.inputs import require_backend
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
-from paramdelta.engine.receipt import compose_receipt, counts_of, is_complete, losses_of, nonfinite_of, read_receipt
+from paramdelta.engine.receipt import compose_receipt, is_complete
 from paramdelta.engine.staging import kept_text, sweep
-from paramdelta.errors import CancelledError, CheckpointError, NonFiniteError, ParamDeltaError, RecipeError
+from paramdelta.errors import CancelledError, ParamDeltaError, RecipeError
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe, checked_path
 from paramdelta.planning.units import format_size, parse_size
 from paramdelta.planning.warnings import PlanWarning
+from paramdelta.results import MergeResult, Verification, already_complete, nonfinite_error, published
 from paramdelta.storage import platform
 from paramdelta.storage.source import IO_CHOICES
 
 if TYPE_CHECKING:
+    import os
     import threading
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-    from paramdelta.engine.progress import FinishedShard, Outcome, Progress
-    from paramdelta.engine.verify import Failure
+    from paramdelta.engine.progress import Progress
     from paramdelta.planning.policies import Policies
-    from paramdelta.planning.recipe_file import Job
-
-
-@dataclass(frozen=True, slots=True)
-class MergeResult:
-    """What a merge did.
-
-    Attributes:
-        output: the directory that holds the result.
-        tensors: number of tensors, and ``shards`` of files that hold them.
-        bytes_read: bytes of tensor data that this run read.
-        bytes_written: bytes of tensor data in the output.
-        seconds: wall-clock time of the whole merge, planning and final sync included.
-        peak_rss_bytes: the most RAM that the process held, as the system reports it.
-        io: the backends that read the inputs, comma-separated.
-        resumed_shards: shards that an earlier run had already finished.
-        nonfinite: new infinities and NaNs by tensor, ``{"infinities": …, "nans": …}``.
-        already_complete: nothing was done, since the output was there already.
-        requantised: what was lost by writing block-scaled FP8, None where none was written: ``tensors``,
-            ``relative_error`` (root of the sum of squared errors over that of squared results, in blocks that were not
-            copied), ``worst_tensor`` and its ``worst_relative_error``.
-
-    ``workers`` and ``window_bytes`` (bytes of output in one window) are how the budget was used.
-    """
-
-    output: str
-    tensors: int
-    shards: int
-    bytes_read: int
-    bytes_written: int
-    seconds: float
-    peak_rss_bytes: int
-    io: str
-    workers: int
-    window_bytes: int
-    resumed_shards: int
-    nonfinite: dict[str, dict[str, int]]
-    already_complete: bool
-    requantised: dict[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """What came of verifying an output.
-
-    Attributes:
-        ok: whether everything is as it should be; else ``failures`` says what is not.
-        shards: number of files with tensors.
-        bytes_read: bytes of the output's files that were read for digests.
-        recomputed: tensors whose elements were computed again from the inputs.
-        seconds: wall-clock time.
-        peak_rss_bytes: the most RAM that the process held, as the system reports it.
-    """
-
-    output: str
-    ok: bool
-    shards: int
-    bytes_read: int
-    recomputed: int
-    seconds: float
-    peak_rss_bytes: int
-    failures: tuple[Failure, ...]
 
 
 def inspect(path: str | os.PathLike[str]) -> Checkpoint:
@@ -251,7 +186,7 @@ def merge_recipe(
             on_warning(warning)
     if is_complete(path, made) and not overwrite:
         sweep(path, made)
-        return _already_complete(path, made, started)
+        return already_complete(path, made, started)
     platform.raise_open_file_limit()
     directory = OutputDirectory(path, made, overwrite=overwrite)
     try:
@@ -266,13 +201,13 @@ def merge_recipe(
             resumed = tuple(directory.staging.finished.values())
             outcome = pipeline.run(made, budget, io, directory, on_progress, cancelled, resumed)
             if outcome.nonfinite and not allow_nonfinite:
-                raise _nonfinite(made, outcome)
+                raise nonfinite_error(made, outcome)
             documents = _documents(made, path)
             directory.publish(compose_receipt(made, outcome, documents, directory.sidecar_digests), documents)
     except ParamDeltaError as error:
         error.remedy = " ".join(filter(None, (error.remedy, kept_text(directory.staging)))) or None
         raise
-    return _result(path, made, started, outcome, budget, resumed)
+    return published(path, made, started, outcome, budget, resumed)
 
 
 def verify(
@@ -318,6 +253,7 @@ def verify(
     recomputed = 0
     if (recompute or sample is not None) and not failures:
         from paramdelta.engine import recompute as again
+        from paramdelta.planning.recipe_file import read_recipes
 
         made = make_plan(read_recipes(path / "recipe.yaml")[0].recipe)
         again.require_same_layout(made, path)
@@ -375,103 +311,6 @@ def _budget(plan: Plan, memory: int | None, workers: int | None) -> budgets.Budg
     kernels.prepare(each for each in combinations if each[0] != each[2:])  # bytes that are only copied need none
     used = psutil.Process().memory_info().rss
     return budgets.decide(memory, workers, budgets.Shape.of(plan.operations), used, platform.peak_rss())
-
-
-def _result(
-    path: Path,
-    plan: Plan,
-    started: float,
-    outcome: Outcome,
-    budget: budgets.Budget,
-    resumed: Sequence[FinishedShard],
-) -> MergeResult:
-    """Return the result of a run that published an output."""
-    made = [plan.operations[place] for place in _places_made(plan, resumed)]
-    return MergeResult(
-        output=str(path),
-        tensors=len(plan.operations),
-        shards=len(plan.shards),
-        bytes_read=sum(operation.bytes_read for operation in made),
-        bytes_written=plan.bytes_written,
-        seconds=time.perf_counter() - started,
-        peak_rss_bytes=platform.peak_rss(),
-        io=", ".join(outcome.backends),
-        workers=budget.workers,
-        window_bytes=budget.window_bytes,
-        resumed_shards=len(resumed),
-        nonfinite=counts_of(outcome),
-        already_complete=False,
-        requantised=losses_of(outcome),
-    )
-
-
-def _places_made(plan: Plan, resumed: Sequence[FinishedShard]) -> Iterator[int]:
-    """Yield the operations that this run has carried out."""
-    done = {shard.number for shard in resumed}
-    for number, shard in enumerate(plan.shards):
-        if number not in done:
-            yield from shard.operations
-
-
-def _already_complete(path: Path, plan: Plan, started: float) -> MergeResult:
-    receipt = read_receipt(path)
-    return MergeResult(
-        output=str(path),
-        tensors=len(plan.operations),
-        shards=len(plan.shards),
-        bytes_read=0,
-        bytes_written=plan.bytes_written,
-        seconds=time.perf_counter() - started,
-        peak_rss_bytes=platform.peak_rss(),
-        io="",
-        workers=0,
-        window_bytes=0,
-        resumed_shards=0,
-        nonfinite=nonfinite_of(receipt),
-        already_complete=True,
-        requantised=receipt.get("requantised") if receipt is not None else None,
-    )
-
-
-def _nonfinite(plan: Plan, outcome: Outcome) -> NonFiniteError:
-    shown = [
-        f"  {printable(clipped(name))}: {n.infinities:,} Inf, {n.nans:,} NaN"
-        for name, n in list(outcome.nonfinite.items())[:10]
-    ]
-    more = len(outcome.nonfinite) - len(shown)
-    lines = ["elements became infinite or NaN that no input simply passes on:", *shown]
-    narrow = {each.dtype for each in plan.operations if each.name in outcome.nonfinite} & {"F16", "F8_E4M3", "F8_E5M2"}
-    wider = f" Numbers may be too large for {', '.join(sorted(narrow))}: --dtype bf16 holds them." if narrow else ""
-    return NonFiniteError(
-        "\n".join([*lines, f"  and {more:,} more tensors"] if more else lines),
-        tensor=next(iter(outcome.nonfinite)),
-        remedy=f"Nothing was published. Check the inputs, or use --allow-nonfinite to publish such a result.{wider}",
-    )
-
-
-def read_recipes(file: str | os.PathLike[str]) -> list[Job]:
-    """Return the merges that a recipe file (YAML) asks for; `merge_recipe` carries each out.
-
-    Raises:
-        RecipeError: it cannot be read or does not parse; the message names file and line.
-    """
-    from paramdelta.planning.recipe_file import MOST_BYTES, parse_recipes
-
-    path = Path(checked_path(file, "recipe"))
-    try:
-        text = read_whole(path, MOST_BYTES).decode()
-    except CheckpointError as error:
-        raise RecipeError(error.message, file=error.file, remedy=_no_recipe(path) or error.remedy) from error
-    except UnicodeDecodeError:
-        raise RecipeError("is not UTF-8 text", file=printable(str(path))) from None
-    return parse_recipes(text, path)
-
-
-def _no_recipe(path: Path) -> str | None:
-    """Return what to do where a recipe's path leads to none, None where that is not clear."""
-    if path.is_dir():
-        return f"Name the file in it: {path / 'recipe.yaml'}" if (path / "recipe.yaml").is_file() else "Name a file."
-    return None if os.path.lexists(path) else "Check the spelling; docs/recipes.md shows what a recipe looks like."
 
 
 def _documents(plan: Plan, path: Path) -> dict[str, bytes]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from paramdelta.results import MergeResult
+
 HIDDEN: Final = 512
 LAYERS: Final = 4
 VOCABULARY: Final = 8192
@@ -33,7 +35,7 @@ VOCABULARY: Final = 8192
 class DemoResult:
     """What the demo did: the merge's own result, and how many elements were checked."""
 
-    merge: api.MergeResult
+    merge: MergeResult
     elements: int
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.checkpoint.header import Header, TensorEntry, build_header, parse_header, parse_length
 from paramdelta.errors import HeaderError
+from tests.fuzz import FUZZ_EXAMPLES
 from tests.make import header_bytes
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ DATA = bytes(i * 7 % 251 for i in range(4096))  # any two stretches that a test 
 deserialize: Callable[[bytes], Any] = safetensors.deserialize  # its stub is untyped
 
 thorough = settings(
-    max_examples=500,
-    derandomize=True,
+    max_examples=FUZZ_EXAMPLES or 500,
+    derandomize=not FUZZ_EXAMPLES,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -33,10 +33,11 @@ from paramdelta.errors import (
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe
 from paramdelta.storage import platform
-from tests.make import encode, normal, write_checkpoint
+from tests.make import encode, normal, sparse_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:
     from paramdelta.engine.progress import Progress
+    from paramdelta.results import MergeResult
 
 INDEX = "model.safetensors.index.json"
 
@@ -55,7 +56,7 @@ def triple(tmp_path: Path) -> Path:
     return make_triple(tmp_path / "in")
 
 
-def merge(triple: Path, output: Path, **options: Any) -> api.MergeResult:
+def merge(triple: Path, output: Path, **options: Any) -> MergeResult:
     return api.merge(triple / "post", triple / "base", triple / "new_base", output, **options)
 
 
@@ -834,3 +835,21 @@ def test_a_receipt_has_the_digest_of_every_file(triple: Path, tmp_path: Path) ->
             assert (entry["xxh3"], entry["regions"]) == (digester.result().whole, "".join(digester.result().regions))
         else:
             assert entry["sha256"] == hashlib.sha256(raw).hexdigest()
+
+
+def test_files_that_the_filesystem_cannot_hold_are_seen_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for role in ("post", "base", "new_base"):
+        sparse_checkpoint(tmp_path / role, {"small": (10,), "large": (1 << 16, (1 << 15) + 1)}, shards=2)
+    merge(make_triple(tmp_path / "in"), tmp_path / "out")
+    before = contents(tmp_path / "out")
+    ftruncate = os.ftruncate
+
+    def fat(descriptor: int, size: int) -> None:
+        if size >= 1 << 32:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        ftruncate(descriptor, size)
+
+    monkeypatch.setattr(os, "ftruncate", fat)
+    with pytest.raises(OutputError, match=r"model-00002-of-00002\.safetensors: cannot be written.*\n.*--shard-size"):
+        merge(tmp_path, tmp_path / "out", overwrite=True)
+    assert contents(tmp_path / "out") == before

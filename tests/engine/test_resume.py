@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paramdelta.engine.progress import Progress
+    from paramdelta.results import MergeResult
 
 SHARDS = 4
 
@@ -49,7 +50,7 @@ def undisturbed(triple: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return contents(output)
 
 
-def merge(triple: Path, output: Path, **options: Any) -> api.MergeResult:
+def merge(triple: Path, output: Path, **options: Any) -> MergeResult:
     return api.merge(triple / "post", triple / "base", triple / "new_base", output, **options)
 
 

@@ -100,7 +100,8 @@ def _config_ties(config: Mapping[str, Any] | None) -> tuple[bool | None, bool]:
         flag = part.get("tie_word_embeddings")
         if isinstance(flag, bool):
             return flag, True
-    return text_config(config).get("model_type") not in UNTIED_BY_DEFAULT, False
+    model_type = text_config(config).get("model_type")
+    return not isinstance(model_type, str) or model_type not in UNTIED_BY_DEFAULT, False
 
 
 def _the_one(names: Iterable[str], endings: tuple[str, ...]) -> str | None:

@@ -80,11 +80,11 @@ def blocks_of(settings: Any) -> Blocks | None:
     size = settings.get("weight_block_size")
     if not isinstance(size, list) or len(size) != 2:
         return None
-    plain = (
+    plain = (  # compared, not looked up in sets: JSON has values that have no hash
         all(type(edge) is int and edge in EDGES for edge in size)
-        and settings.get("fmt", "e4m3") in {"e4m3", "float8_e4m3fn"}
+        and settings.get("fmt", "e4m3") in ("e4m3", "float8_e4m3fn")
         and settings.get("activation_scheme", "dynamic") == "dynamic"
-        and settings.get("scale_fmt") in {None, "float", "ue8m0"}
+        and settings.get("scale_fmt") in (None, "float", "ue8m0")
     )
     return Blocks(size[0], size[1], settings.get("scale_fmt") == "ue8m0") if plain else None
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paramdelta import api
 from paramdelta.checkpoint.wording import printable
 from paramdelta.cli import display
 from paramdelta.cli.signals import cancel_on_signals
 from paramdelta.cli.steps import Step, refuse_missing, refuse_orphan, steps_of
 from paramdelta.errors import CancelledError, ParamDeltaError
+from paramdelta.planning.recipe_file import read_recipes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ def run(
 
 def read_steps(files: Sequence[str], directory: str | None) -> list[Step]:
     """Return the merges of recipe files, all of them read before anything is done."""
-    return steps_of([job for file in files for job in api.read_recipes(file)], directory)
+    return steps_of([job for file in files for job in read_recipes(file)], directory)
 
 
 def failure(step: Step, error: ParamDeltaError, *, as_json: bool) -> dict[str, Any]:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
-    from paramdelta.api import MergeResult, Verification
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.engine.progress import Progress
     from paramdelta.planning.plan import Plan
     from paramdelta.planning.recipe import Recipe
     from paramdelta.planning.warnings import PlanWarning
+    from paramdelta.results import MergeResult, Verification
 
 T = TypeVar("T")
 

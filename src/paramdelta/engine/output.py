@@ -23,7 +23,7 @@ from paramdelta.planning.layout import INDEX_FILE, SINGLE_FILE
 from paramdelta.planning.plan import InputFile
 from paramdelta.planning.units import format_size
 from paramdelta.storage import platform
-from paramdelta.storage.sink import FileSink
+from paramdelta.storage.sink import FileSink, output_refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -40,6 +40,7 @@ DOCUMENTS: Final = ("recipe.yaml", "README.md")
 """What every output has beside weights, sidecars and receipt."""
 
 _CHUNK: Final = 1 << 20
+_LARGE_FILE: Final = 1 << 32
 _ANOTHER_OUTPUT: Final = "Choose another output."
 
 
@@ -100,6 +101,7 @@ class OutputDirectory:
             old = {name: size for name, size in listed.items() if name not in self.staging.finished}
             self._refuse_occupied(set() if receipt is None else {*listed, RECEIPT})
             self._refuse_full_disk(old)
+            self._refuse_small_files()
             self._check_sidecars()
             self._remove_old(old)
             self.staging.begin()
@@ -243,6 +245,21 @@ class OutputDirectory:
                 file=str(self.path),
                 remedy="Free some space, or choose an output on another disk.",
             )
+
+    def _refuse_small_files(self) -> None:
+        """Try the largest shard's size on an empty file: FAT ends at 4 GiB, and says so only when it is reached."""
+        largest = max(self.staging.missing(), key=lambda shard: shard.size, default=None)
+        if largest is None or largest.size < _LARGE_FILE:
+            return
+        probe = self._staging / "probe"
+        descriptor = platform.open_for_writing(str(probe))
+        try:
+            os.ftruncate(descriptor, largest.size)
+        except OSError as error:
+            raise output_refused(error, self.path / largest.name, largest.size) from error
+        finally:
+            os.close(descriptor)
+            probe.unlink()
 
     def _check_sidecars(self) -> None:
         for car in self._plan.sidecars:

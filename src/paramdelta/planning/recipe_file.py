@@ -8,24 +8,25 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import yaml
 
+from paramdelta.checkpoint.files import read_whole
 from paramdelta.checkpoint.wording import printable
-from paramdelta.errors import RecipeError
+from paramdelta.errors import CheckpointError, RecipeError
 from paramdelta.planning.policies import CHOICES, Policies
-from paramdelta.planning.recipe import Delta, Recipe
+from paramdelta.planning.recipe import Delta, Recipe, checked_path
 from paramdelta.planning.recipe_nodes import Nodes, compose, line_of
 from paramdelta.planning.units import parse_dtype, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 _T = TypeVar("_T")
 
-MOST_BYTES: Final = 1 << 20
+_MOST_BYTES: Final = 1 << 20
 _DELTA_FIELDS: Final = ("post", "base", "alpha", "alphas")
 _POLICY_FIELDS: Final = ("vocab", "on_missing", "on_mismatch", "fp8", "include", "exclude")
 _MERGE_FIELDS: Final = (
@@ -64,6 +65,29 @@ class Job:
     output: str | None
     file: str
     line: int
+
+
+def read_recipes(file: str | os.PathLike[str]) -> list[Job]:
+    """Return the merges that a recipe file (YAML) asks for; `merge_recipe` carries each out.
+
+    Raises:
+        RecipeError: it cannot be read or does not parse; the message names file and line.
+    """
+    path = Path(checked_path(file, "recipe"))
+    try:
+        text = read_whole(path, _MOST_BYTES).decode()
+    except CheckpointError as error:
+        raise RecipeError(error.message, file=error.file, remedy=_no_recipe(path) or error.remedy) from error
+    except UnicodeDecodeError:
+        raise RecipeError("is not UTF-8 text", file=printable(str(path))) from None
+    return parse_recipes(text, path)
+
+
+def _no_recipe(path: Path) -> str | None:
+    """Return what to do where a recipe's path leads to none, None where that is not clear."""
+    if path.is_dir():
+        return f"Name the file in it: {path / 'recipe.yaml'}" if (path / "recipe.yaml").is_file() else "Name a file."
+    return None if os.path.lexists(path) else "Check the spelling; docs/recipes.md shows what a recipe looks like."
 
 
 def parse_recipes(text: str, path: Path) -> list[Job]:
