@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+import paramdelta
 from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.checkpoint.hub import HubModel, cache, locate, model_of
 from paramdelta.errors import CheckpointError
@@ -51,6 +53,39 @@ def test_a_model_and_revision_is_the_snapshot_in_the_cache(hub: Path, text: str,
 
 
 @pytest.mark.usefixtures("hub")
+def test_models_in_the_cache_are_merged_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots are links into read-only blobs; the receipt knows names, commits and blobs."""
+    root = tmp_path / "hub"
+    monkeypatch.setenv("HF_HUB_CACHE", str(root))
+    monkeypatch.chdir(tmp_path)
+    for seed, role in enumerate(("post", "base", "new")):
+        made = write_checkpoint(tmp_path / "plain" / role, {"w": normal((40, 50), seed=seed)}, config={"of": role})
+        folder = root / f"models--org--{role}"
+        snapshot = folder / "snapshots" / COMMIT
+        (folder / "blobs").mkdir(parents=True)
+        snapshot.mkdir(parents=True)
+        for number, file in enumerate(sorted(made.iterdir())):
+            blob = folder / "blobs" / f"{seed}{number}".ljust(64, "f")
+            blob.write_bytes(file.read_bytes())
+            blob.chmod(0o444)
+            (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(COMMIT)
+    post, base, new = (tmp_path / "plain" / role for role in ("post", "base", "new"))
+    paramdelta.merge("org/post", "hf://org/base", f"org/new@{COMMIT}", tmp_path / "out")
+    paramdelta.merge(post, base, new, tmp_path / "wanted")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "wanted" / name).read_bytes()
+    assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
+    inputs = json.loads((tmp_path / "out" / "paramdelta.json").read_text())["inputs"]
+    assert [source["name"] for source in inputs] == [f"org/{role}@{COMMIT}" for role in ("new", "post", "base")]
+    assert len({source["fingerprint"] for source in inputs}) == 3
+    again = paramdelta.merge_recipe(paramdelta.read_recipes(tmp_path / "out" / "recipe.yaml")[0].recipe, tmp_path / "b")
+    assert again.tensors == 1
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert paramdelta.verify(tmp_path / "out", recompute=True).ok
+
+
 def test_a_path_that_exists_wins(tmp_path: Path) -> None:
     (tmp_path / "org/name").mkdir(parents=True)
     assert locate("org/name") == Path("org/name")

@@ -297,6 +297,32 @@ def test_the_holder_of_the_lock_is_named_and_a_dead_one_holds_nothing(
     assert contents(tmp_path / "out") == undisturbed
 
 
+MERGE = """
+import sys, pathlib
+from paramdelta import api
+from paramdelta.errors import ParamDeltaError
+t, out = pathlib.Path(sys.argv[1]), sys.argv[2]
+try:
+    print(api.merge(t / "post", t / "base", t / "new_base", out).already_complete)
+except ParamDeltaError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def test_of_two_merges_that_race_one_wins_and_the_other_is_told(
+    triple: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    command = [sys.executable, "-c", MERGE, triple, tmp_path / "out"]
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    ends = [(racer.communicate()[0], racer.returncode) for racer in racers]
+    assert ("False\n", 0) in ends
+    for text, code in ends:
+        assert (text, code) in {("False\n", 0), ("True\n", 0)} or (code == 5 and "another run is writing" in text)
+    assert [text for text, _ in ends].count("False\n") == 1
+    assert contents(tmp_path / "out") == undisturbed
+
+
 def test_what_a_death_at_the_very_end_left_is_swept(triple: Path, tmp_path: Path) -> None:
     merge(triple, tmp_path / "out")
     shutil.copytree(tmp_path / "out", tmp_path / "saved")
