@@ -128,7 +128,8 @@ def test_requantised_they_have_the_new_bases_form_and_config(triple: Path, tmp_p
     receipt = json.loads((tmp_path / "out" / "paramdelta.json").read_text())
     assert receipt["requantised"] == result.requantised
     assert receipt["exactly_rounded"] is False
-    assert "block-scaled FP8 again" in (tmp_path / "out" / "README.md").read_text()
+    lost = f"their relative error is {result.requantised['relative_error']:.2%}."
+    assert f"rounded once, but for weights in block-scaled FP8: {lost}" in (tmp_path / "out" / "README.md").read_text()
     again = paramdelta.merge_recipe(recipe_of(triple, fp8="requantise"), tmp_path / "out")
     assert again.already_complete
     assert again.requantised == result.requantised

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -16,9 +16,9 @@ from paramdelta.engine import budget as budgets
 from paramdelta.engine.inputs import require_backend
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
-from paramdelta.engine.receipt import compose_receipt, is_complete
+from paramdelta.engine.receipt import compose_receipt, is_complete, losses_of
 from paramdelta.engine.staging import kept_text, sweep
-from paramdelta.errors import CancelledError, ParamDeltaError, RecipeError
+from paramdelta.errors import CancelledError, MismatchError, NonFiniteError, ParamDeltaError, RecipeError
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe, checked_path
 from paramdelta.planning.units import format_size, parse_size
@@ -202,10 +202,11 @@ def merge_recipe(
             outcome = pipeline.run(made, budget, io, directory, on_progress, cancelled, resumed)
             if outcome.nonfinite and not allow_nonfinite:
                 raise nonfinite_error(made, outcome)
-            documents = _documents(made, path)
+            documents = _documents(made, path, losses_of(outcome))
             directory.publish(compose_receipt(made, outcome, documents, directory.sidecar_digests), documents)
     except ParamDeltaError as error:
-        error.remedy = " ".join(filter(None, (error.remedy, kept_text(directory.staging)))) or None
+        kept = kept_text(directory.staging, "--allow-nonfinite" if isinstance(error, NonFiniteError) else None)
+        error.remedy = " ".join(filter(None, (error.remedy, kept))) or None
         raise
     return published(path, made, started, outcome, budget, resumed)
 
@@ -251,16 +252,22 @@ def verify(
     threads = workers or budgets.default_workers()
     failures += checks.check_shards(path, claims, threads, io, on_progress, cancelled)
     recomputed = 0
-    if (recompute or sample is not None) and not failures:
+    if recompute or sample is not None:
         from paramdelta.engine import recompute as again
         from paramdelta.planning.recipe_file import read_recipes
 
         made = make_plan(read_recipes(path / "recipe.yaml")[0].recipe)
-        again.require_same_layout(made, path)
-        work = again.whole(made) if sample is None else again.sample(made, sample, time.time_ns())
         most = None if memory is None else parse_size(memory, "memory")
-        failures += again.recompute(work, path, _budget(work.plan, most, workers), io, on_progress, cancelled)
-        recomputed = sum(len(shard.begins) for shard in work.plan.shards)
+        try:
+            again.require_same_layout(made, path)
+        except MismatchError as error:
+            if not failures:
+                raise
+            failures.append(checks.Failure(Path(error.file or "").name, f"not computed again: it {error.message}"))
+        else:
+            work = again.whole(made) if sample is None else again.sample(made, sample, time.time_ns())
+            failures += again.recompute(work, path, _budget(work.plan, most, workers), io, on_progress, cancelled)
+            recomputed = sum(len(shard.begins) for shard in work.plan.shards)
     return Verification(
         output=str(path),
         ok=not failures,
@@ -313,12 +320,13 @@ def _budget(plan: Plan, memory: int | None, workers: int | None) -> budgets.Budg
     return budgets.decide(memory, workers, budgets.Shape.of(plan.operations), used, platform.peak_rss())
 
 
-def _documents(plan: Plan, path: Path) -> dict[str, bytes]:
+def _documents(plan: Plan, path: Path, losses: dict[str, Any] | None) -> dict[str, bytes]:
     from paramdelta.planning.card import model_card
     from paramdelta.planning.recipe_file import write_recipe
 
     recipe = write_recipe(plan.recipe, path)
-    return {"recipe.yaml": recipe.encode(), "README.md": model_card(plan).encode()}
+    lost = None if losses is None else float(losses["relative_error"])
+    return {"recipe.yaml": recipe.encode(), "README.md": model_card(plan, lost).encode()}
 
 
 def warnings_for(plan: Plan, output: str | os.PathLike[str] | None = None) -> list[PlanWarning]:

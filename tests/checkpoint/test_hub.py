@@ -52,7 +52,6 @@ def test_a_model_and_revision_is_the_snapshot_in_the_cache(hub: Path, text: str,
     assert model_of(locate(text)) == HubModel("org/name", commit)
 
 
-@pytest.mark.usefixtures("hub")
 def test_models_in_the_cache_are_merged_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Snapshots are links into read-only blobs; the receipt knows names, commits and blobs."""
     root = tmp_path / "hub"
@@ -86,6 +85,7 @@ def test_models_in_the_cache_are_merged_by_their_names(tmp_path: Path, monkeypat
     assert paramdelta.verify(tmp_path / "out", recompute=True).ok
 
 
+@pytest.mark.usefixtures("hub")
 def test_a_path_that_exists_wins(tmp_path: Path) -> None:
     (tmp_path / "org/name").mkdir(parents=True)
     assert locate("org/name") == Path("org/name")

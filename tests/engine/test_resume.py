@@ -313,7 +313,7 @@ except ParamDeltaError as error:
 def test_of_two_merges_that_race_one_wins_and_the_other_is_told(
     triple: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    command = [sys.executable, "-c", MERGE, triple, tmp_path / "out"]
+    command = [sys.executable, "-c", MERGE, str(triple), str(tmp_path / "out")]
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     ends = [(racer.communicate()[0], racer.returncode) for racer in racers]
     assert ("False\n", 0) in ends

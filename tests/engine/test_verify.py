@@ -105,13 +105,16 @@ def test_a_flipped_bit_is_named_with_its_tensor(output: Path) -> None:
     raw[4096 + 2 * 30 * 40 + REGION] ^= 1
     path.write_bytes(raw)
     (failure,) = paramdelta.verify(output).failures
-    assert (failure.file, failure.tensor, failure.offset) == (SHARDS[0], "large", REGION)
-    assert str(failure).startswith(f"{SHARDS[0]}, tensor 'large', from byte 4,194,304 on: ")
+    size = 4096 + 2 * (30 * 40 + 2500 * 1000) - REGION
+    assert failure[::2] == (SHARDS[0], ("large",), size)
+    assert failure.offset == REGION
+    where = f"{SHARDS[0]}, byte 4,194,304 to {REGION + size - 1:,} ('large')"
+    assert str(failure) == f"{where}: somewhere here something is not as it was written"
     raw[4096] ^= 1
     path.write_bytes(raw)
-    assert [(f.tensor, f.offset) for f in paramdelta.verify(output).failures] == [
-        ("small and 1 more", 0),
-        ("large", REGION),
+    assert [(f.tensors, f.offset) for f in paramdelta.verify(output).failures] == [
+        (("small", "large"), 0),
+        (("large",), REGION),
     ]
 
 
@@ -209,11 +212,32 @@ def test_what_the_inputs_do_not_give_is_named_to_the_byte(merged: Path, shard: i
     assert paramdelta.verify(merged).ok
     for options in ({"recompute": True}, {"sample": 1.0}):
         result = paramdelta.verify(merged, **options)
-        assert [(f.file, f.tensor, f.offset) for f in result.failures] == [(SHARDS[shard], tensor, place)]
+        assert [f[:1] + f[2:] for f in result.failures] == [(SHARDS[shard], (tensor,), place, 1)]
         assert result.failures[0].message == "is not what the inputs give"
 
 
 @pytest.mark.parametrize("fp8", ["dequantise", "requantise"])
+def test_a_damaged_output_is_computed_again_to_name_the_byte(merged: Path) -> None:
+    path = merged / SHARDS[0]
+    raw = bytearray(path.read_bytes())
+    raw[5000] ^= 1
+    path.write_bytes(raw)
+    result = paramdelta.verify(merged, recompute=True)
+    assert [(f.offset, f.size) for f in result.failures] == [(0, REGION), (5000, 1)]
+    assert result.recomputed == 4
+    path.unlink()
+    messages = [failure.message for failure in paramdelta.verify(merged, recompute=True).failures]
+    assert any(message.startswith("not computed again") for message in messages)
+
+
+def test_what_is_unfinished_or_not_there_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such directory"):
+        paramdelta.verify(tmp_path / "nothing")
+    (tmp_path / "out" / ".paramdelta").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="holds an unfinished merge"):
+        paramdelta.verify(tmp_path / "out")
+
+
 def test_block_scaled_outputs_are_computed_again_too(tmp_path: Path, fp8: Any) -> None:
     for seed, role in enumerate(ROLES):
         rng = np.random.default_rng(seed)
@@ -270,6 +294,7 @@ def test_the_command_says_what_is_wrong_and_exits_7(output: Path) -> None:
     bad = CliRunner().invoke(commands, ["verify", str(output), "--quiet"])
     assert bad.exit_code == 7
     assert bad.stdout.splitlines()[0] == f"{output}: 1 failure"
+    assert "--overwrite" in bad.stdout
     found = CliRunner().invoke(commands, ["verify", str(output), "--json", "--quiet"])
     result = json.loads(found.stdout)
     assert (found.exit_code, result["ok"], result["shards"]) == (7, False, 2)

@@ -77,16 +77,23 @@ def blocks_of(settings: Any) -> Blocks | None:
     """Return the blocks that a ``quantization_config`` describes; None where it means any other form of weights."""
     if not isinstance(settings, dict) or settings.get("quant_method") != "fp8":
         return None
-    size = settings.get("weight_block_size")
-    if not isinstance(size, list) or len(size) != 2:
+    if strange_key(settings) is not None:
         return None
-    plain = (  # compared, not looked up in sets: JSON has values that have no hash
-        all(type(edge) is int and edge in EDGES for edge in size)
-        and settings.get("fmt", "e4m3") in ("e4m3", "float8_e4m3fn")
-        and settings.get("activation_scheme", "dynamic") == "dynamic"
-        and settings.get("scale_fmt") in (None, "float", "ue8m0")
-    )
-    return Blocks(size[0], size[1], settings.get("scale_fmt") == "ue8m0") if plain else None
+    rows, columns = settings["weight_block_size"]
+    return Blocks(rows, columns, settings.get("scale_fmt") == "ue8m0")
+
+
+def strange_key(settings: dict[str, Any]) -> str | None:
+    """Return which setting of ``quant_method`` fp8 has a value that cannot be merged, None where all can."""
+    size = settings.get("weight_block_size")
+    whole = isinstance(size, list) and len(size) == 2 and all(type(edge) is int and edge in EDGES for edge in size)
+    fine = {  # compared, not looked up in sets: JSON has values that have no hash
+        "weight_block_size": whole,
+        "fmt": settings.get("fmt", "e4m3") in ("e4m3", "float8_e4m3fn"),
+        "activation_scheme": settings.get("activation_scheme", "dynamic") == "dynamic",
+        "scale_fmt": settings.get("scale_fmt") in (None, "float", "ue8m0"),
+    }
+    return next((key for key, is_fine in fine.items() if not is_fine), None)
 
 
 def scale_shape(shape: tuple[int, ...], blocks: Blocks) -> tuple[int, int]:

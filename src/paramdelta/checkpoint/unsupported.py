@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, NoReturn
 
 from paramdelta.checkpoint.dtypes import ADDABLE, DTYPES, WHOLE_FLOATS
-from paramdelta.checkpoint.scaling import blocks_of, quantization_settings
+from paramdelta.checkpoint.scaling import blocks_of, quantization_settings, strange_key
 from paramdelta.checkpoint.wording import clipped, printable, quoted
 from paramdelta.errors import CheckpointError, UnsupportedCheckpointError
 
@@ -30,8 +31,8 @@ _CONVERT = (
     "save_pretrained(directory, safe_serialization=True)."
 )
 _SCALED = (
-    "Block-scaled FP8 is merged where config.json describes it: quant_method fp8, weight_block_size, fmt e4m3, dynamic"
-    " activations. "
+    "Block-scaled FP8 is merged where quantization_config in config.json describes it: quant_method fp8,"
+    " weight_block_size of 16 to 512 either way, fmt e4m3, activation_scheme dynamic. "
 )
 _ORIGINAL_WEIGHTS = "Use the unquantised weights that it was made from, or dequantise it and save it as bf16."
 _UNGGUF = "Use the original safetensors weights; a GGUF file would have to be dequantised and converted back first."
@@ -220,8 +221,10 @@ def _refuse_quantization_config(checkpoint: Checkpoint) -> None:
         if key == "quantization_config" and blocks_of(settings) is not None:
             continue
         method = settings.get("quant_method") if isinstance(settings, dict) else None
+        strange = strange_key(settings) if method == "fp8" else None
+        why = f": its {strange} is {clipped(json.dumps(settings.get(strange)))}" if strange is not None else ""
         raise UnsupportedCheckpointError(
-            f"quantised weights ({quoted(str(method)) if method is not None else key}) cannot be merged",
+            f"quantised weights ({quoted(str(method)) if method is not None else key}) cannot be merged{why}",
             file=printable(str(checkpoint.root / "config.json")),
             remedy=f"{_SCALED if method == 'fp8' else ''}{_ORIGINAL_WEIGHTS}"
             " If the weights are plain already, remove quantization_config.",

@@ -289,9 +289,7 @@ def inspect(*, checkpoint: str, as_json: bool) -> None:
     metavar="SHARE",
     help="Recompute a random share of the tensors only, like 0.05.",
 )
-@click.option(
-    "--memory", metavar="SIZE", help="Most RAM of the whole process.  [default: 400MB, less where little is free]"
-)
+@click.option("--memory", metavar="SIZE", help="Most RAM of the process while it recomputes, as for merge.")
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Threads.  [default: chosen]")
 @click.option("--io", type=click.Choice(IO_CHOICES), default="auto", show_default=True, help="How files are read.")
 @click.option("--quiet", is_flag=True, help="No progress.")

@@ -36,24 +36,23 @@ def run(
     reports: list[dict[str, Any]] = []
     failed: set[int] = set()
     code = 0
-    with cancel_on_signals() as cancelled:
-        for step in steps:
-            try:
+    for step in steps:
+        try:
+            with cancel_on_signals() as cancelled:
                 refuse_orphan(step, steps, failed)
                 refuse_missing(step)
                 result = display.merge_shown(step.recipe, step.output, settings, cancelled, quiet=quiet)
-                reports.append(display.merge_json(result))
-                if not as_json:
-                    click.echo(display.merge_line(result))
-            except ParamDeltaError as error:
-                code = code or error.exit_code
-                failed.add(step.place)
-                reports.append(failure(step, error, as_json=as_json))
-                if isinstance(error, CancelledError):
-                    _report(reports, len(steps), as_json=as_json)
-                    raise
-                if not keep_going:
-                    break
+            reports.append(display.merge_json(result))
+            if not as_json:
+                click.echo(display.merge_line(result))
+        except ParamDeltaError as error:
+            code = code or error.exit_code
+            failed.add(step.place)
+            reports.append(failure(step, error, as_json=as_json))
+            if isinstance(error, CancelledError):
+                code = error.exit_code
+            if isinstance(error, CancelledError) or not keep_going:
+                break
     _report(reports, len(steps), as_json=as_json)
     return code
 

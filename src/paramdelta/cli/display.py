@@ -63,7 +63,8 @@ def verify_line(result: Verification) -> str:
     name = printable(result.output)
     if not result.ok:
         number = f"{len(result.failures):,} failures" if len(result.failures) > 1 else "1 failure"
-        return f"{name}: {number}\n{summed_up(result.failures)}"
+        remedy = "Merge again with --overwrite to have it made anew."
+        return f"{name}: {number}\n{summed_up(result.failures)}\n{remedy}"
     again = f", {result.recomputed:,} tensors computed again" if result.recomputed else ""
     return (
         f"{name}: all as it was written: {result.shards} {'file' if result.shards == 1 else 'files'} of tensors,"
@@ -82,7 +83,7 @@ def _with_progress(work: Callable[[Callable[[Progress], None] | None], T], doing
     if quiet:
         return work(None)
     if not sys.stderr.isatty():
-        return work(_Lines(doing))
+        return work(_telling_of_resumption(_Lines(doing)))
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -112,7 +113,22 @@ def _with_progress(work: Callable[[Callable[[Progress], None] | None], T], doing
             shards = f"{progress.shards_done}/{progress.shards} shards"
             bar.update(task, completed=progress.done, total=progress.total, shards=shards)
 
-        return work(show)
+        return work(_telling_of_resumption(show))
+
+
+def _telling_of_resumption(show: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return what shows progress, and says first what an earlier run has done."""
+    told = False
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        if progress.resumed and not told:
+            done, total = format_size(progress.resumed), format_size(progress.total)
+            print(f"goes on from an earlier run: {done} of {total} are there", file=sys.stderr, flush=True)
+        told = True
+        show(progress)
+
+    return tell
 
 
 class _Lines:

@@ -29,6 +29,9 @@ SMALLEST_WINDOW: Final = (64 << 10) - ALIGNMENT
 RESERVE: Final = 16_000_000
 """Bytes left for what is not a buffer: thread stacks, the allocator's slack, progress display."""
 
+_DIFFERS: Final = 3_000_000
+"""Bytes by which the same process may hold more the next time: what is called the least shall work then, too."""
+
 _CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 _PROCESS_CGROUPS: Final = Path("/proc/self/cgroup")
 
@@ -127,10 +130,10 @@ def decide(memory: int | None, workers: int | None, shape: Shape, used: int, pea
     if memory is None:
         memory = max(least, min(DEFAULT_MEMORY, available_memory() // 4))
     if memory < least:
+        told = -(-(least + _DIFFERS) // 1_000_000)
         raise BudgetError(
-            f"a memory budget of {format_size(memory)} is too small: the least that works here is"
-            f" {-(-least // 1_000_000)} MB",
-            remedy=f"Use --memory {-(-least // 1_000_000)}MB or more."
+            f"a memory budget of {format_size(memory)} is too small: the least that works here is {told} MB",
+            remedy=f"Use --memory {told}MB or more."
             + (f" Fewer than {workers} workers need less." if workers and workers > 1 else ""),
         )
     free = memory - used - RESERVE

@@ -215,8 +215,10 @@ class OutputDirectory:
         if self._overwrite or is_abandoned(self.path, receipt, died=died):
             return
         same = receipt["fingerprint"] == self._plan.fingerprint
+        damaged = [name for name, size in listed_files(receipt).items() if not _is_whole(self.path / name, size)]
+        flaw = f", of which these files are gone or have another size: {printable(listed(damaged))}" if damaged else ""
         raise OutputError(
-            f"holds the output of {'this very' if same else 'another'} merge",
+            f"holds the output of {'this very' if same else 'another'} merge{flaw}",
             file=str(self.path),
             remedy="Use --overwrite to replace it, or choose another output.",
         )
@@ -271,6 +273,13 @@ class OutputDirectory:
         for directory in reversed(self._created):
             with contextlib.suppress(OSError):
                 directory.rmdir()
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
 
 
 def _copy_durably(car: Sidecar, target: Path) -> str:

@@ -126,9 +126,9 @@ class _Comparison:
         with self._lock:
             if sum(failure.file == shard.name for failure in self.failures) < _MOST_PER_FILE:
                 number = bisect_right(shard.begins, place - len(shard.header)) - 1
-                tensor = clipped(self._work.plan.operations[shard.first + number].name) if number >= 0 else None
+                tensors = (clipped(self._work.plan.operations[shard.first + number].name),) if number >= 0 else ()
                 offset = self._work.begins[shard.first] + place
-                self.failures.append(Failure(shard.name, "is not what the inputs give", tensor, offset))
+                self.failures.append(Failure(shard.name, "is not what the inputs give", tensors, offset, 1))
 
 
 class _ComparingSink:

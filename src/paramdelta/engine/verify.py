@@ -17,10 +17,10 @@ import xxhash
 from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.checkpoint.files import open_regular, read_exactly
 from paramdelta.checkpoint.header import PREFIX_BYTES, parse_header, parse_length
-from paramdelta.checkpoint.wording import clipped, printable, quoted
+from paramdelta.checkpoint.wording import clipped, listed, printable, quoted
 from paramdelta.engine.digests import LEAF, REGION, Digest
 from paramdelta.engine.progress import Progress
-from paramdelta.engine.receipt import RECEIPT, listed_files, read_receipt
+from paramdelta.engine.receipt import RECEIPT, STAGING, listed_files, read_receipt
 from paramdelta.errors import CancelledError, CheckpointError, ParamDeltaError
 from paramdelta.storage.memory import Buffer
 from paramdelta.storage.source import open_source
@@ -35,17 +35,24 @@ _CHUNK: Final = 1 << 20
 
 
 class Failure(NamedTuple):
-    """Something that is not as it should be: in which file, and where known in which tensor, from which byte on."""
+    """Something that is not as it should be: in which file, and where that is known.
+
+    Attributes:
+        tensors: names of those of which a part lies there.
+        offset: byte of the file at which it begins, and ``size`` bytes within which it lies.
+    """
 
     file: str
     message: str
-    tensor: str | None = None
+    tensors: tuple[str, ...] = ()
     offset: int | None = None
+    size: int | None = None
 
     def __str__(self) -> str:
-        where = "" if self.offset is None else f", from byte {self.offset:,} on"
-        which = "" if self.tensor is None else f", tensor {quoted(self.tensor)}"
-        return f"{printable(self.file)}{which}{where}: {self.message}"
+        where = "" if self.offset is None else f", byte {self.offset:,}"
+        where += "" if self.offset is None or self.size in {None, 1} else f" to {self.offset + (self.size or 0) - 1:,}"
+        which = f" ({listed([quoted(name) for name in self.tensors])})" if self.tensors else ""
+        return f"{printable(self.file)}{where}{which}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,15 @@ def read_claims(output: Path) -> Claims:
     Raises:
         CheckpointError: there is none, or it was written without digests.
     """
+    if not output.is_dir():
+        raise CheckpointError("no such directory", file=printable(str(output)), remedy="Check the spelling.")
     receipt = read_receipt(output)
+    if receipt is None and (output / STAGING).is_dir():
+        raise CheckpointError(
+            "holds an unfinished merge",
+            file=printable(str(output)),
+            remedy="The command that began it goes on from there; verify what it publishes.",
+        )
     if receipt is None:
         raise CheckpointError(
             f"no {RECEIPT} that makes sense: not an output of paramdelta, or damaged",
@@ -133,7 +148,8 @@ def check_format(output: Path, claims: Claims) -> Iterator[Failure]:
     try:
         checkpoint = open_checkpoint(output)
     except ParamDeltaError as error:
-        yield Failure(os.path.basename(error.file or str(output)), error.message, error.tensor)  # noqa: PTH119
+        named = () if error.tensor is None else (error.tensor,)
+        yield Failure(os.path.basename(error.file or str(output)), error.message, named)  # noqa: PTH119
         return
     if checkpoint.index is not None:
         total = sum(ref.nbytes for ref in checkpoint.tensors.values())
@@ -241,7 +257,7 @@ class _Reader:
                 failure: Failure | None = self._failure(name, begin, size, error.message)
             else:
                 same = found == int(self._claims.shards[name].regions[number], 16)
-                message = f"{size:,} bytes are not all as they were written"
+                message = "somewhere here something is not as it was written"
                 failure = None if same else self._failure(name, begin, size, message)
             with self._lock:
                 self._done += size
@@ -258,21 +274,20 @@ class _Reader:
             source.give_back(loan)
 
     def _failure(self, name: str, begin: int, size: int, message: str) -> Failure:
-        return Failure(name, message, tensor_at(self._output / name, begin, begin + size), begin)
+        return Failure(name, message, tensors_at(self._output / name, begin, begin + size), begin, size)
 
 
-def tensor_at(path: Path, begin: int, end: int) -> str | None:
-    """Return which tensors of a shard lie in a range of bytes, None where that cannot be told."""
+def tensors_at(path: Path, begin: int, end: int) -> tuple[str, ...]:
+    """Return which tensors of a shard lie in a range of bytes, none where that cannot be told."""
     try:
         with open_regular(path) as (descriptor, status):
             prefix = read_exactly(descriptor, PREFIX_BYTES, str(path))
             raw = read_exactly(descriptor, parse_length(prefix, status.st_size, str(path)), str(path))
         header = parse_header(raw, status.st_size, str(path))
     except (ParamDeltaError, OSError):
-        return None
+        return ()
     first = header.data_offset
-    names = [n for n, (_, _, a, b) in header.tensors.items() if first + a < end and first + b > begin]
-    return clipped(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else None
+    return tuple(clipped(n) for n, (_, _, a, b) in header.tensors.items() if first + a < end and first + b > begin)
 
 
 def summed_up(failures: Sequence[Failure]) -> str:

@@ -33,8 +33,12 @@ A merge made with paramdelta, without training: what post-training taught a mode
 """
 
 
-def model_card(plan: Plan) -> str:
-    """Return the card: inputs by the names that the Hub or their directories give them, never by their paths."""
+def model_card(plan: Plan, lost: float | None = None) -> str:
+    """Return the card: inputs by the names that the Hub or their directories give them, never by their paths.
+
+    Args:
+        lost: relative error of the weights that are written in block-scaled FP8.
+    """
     names = {source.role: input_name(source) for source in plan.inputs}
     front: dict[str, Any] = {
         "base_model": list(dict.fromkeys(_without_revision(name) for name in names.values())),
@@ -46,11 +50,8 @@ def model_card(plan: Plan) -> str:
     numbers = [f" {place}" for place in range(1, len(deltas) + 1)] if len(deltas) > 1 else [""]
     terms = [f"{_factor(delta.alpha)}(post{n} − base{n})" for n, delta in zip(numbers, deltas, strict=True)]
     exact = "Every element is the exact result, rounded once." if plan.recipe.is_exact else "Accumulated in f64."
-    if any(operation.blocks is not None for operation in plan.operations):
-        exact += (
-            " Weights are in block-scaled FP8 again, with new scales: `requantised` in `paramdelta.json` says what that"
-            " lost."
-        )
+    if lost is not None:
+        exact = f"{exact[:-1]}, but for weights in block-scaled FP8: their relative error is {lost:.2%}."
     text: str = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return f"---\n{text}---\n\n" + _ABOUT.format(
         title=_title(plan),

@@ -61,6 +61,7 @@ def differences(old: Any, new: dict[str, Any]) -> list[str]:
 
 def _differences(old: Any, new: dict[str, Any]) -> Iterator[str]:
     before, now = ({key: each[key] for key in _REQUEST} | each["policies"] for each in (old, new))
+    same_request = before == now
     for key in now:
         if before.get(key) != now[key]:
             yield f"{key.replace('_', '-')}: {_brief(before.get(key))} then, {_brief(now[key])} now"
@@ -72,8 +73,9 @@ def _differences(old: Any, new: dict[str, Any]) -> Iterator[str]:
             if was != now:
                 yield f"{role}: another {what}"
         yield from _of_files(role, {name: rest for name, *rest in was_files}, {name: rest for name, *rest in files})
-    was_cars, cars = ({name: rest for name, *rest in each["sidecars"]} for each in (old, new))
-    yield from _of_files("sidecars", was_cars, cars)
+    if same_request:  # else what is corrected in them may follow from it
+        was_cars, cars = ({name: rest for name, *rest in each["sidecars"]} for each in (old, new))
+        yield from _of_files("sidecars", was_cars, cars)
 
 
 def _of_files(whose: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:

@@ -250,7 +250,7 @@ def make_plan(recipe: Recipe) -> Plan:
         operations=manifest.operations,
         layout=lay_out(manifest.operations, sizes, with_index=with_index),
         sidecars=tuple(replace(car, text=config.text) if car.name == CONFIG_FILE else car for car in sidecars),
-        warnings=tuple(all_warnings(members, manifest, config, Tokens(tokens, strange, donor), sidecars)),
+        warnings=tuple(all_warnings(members, manifest, config, Tokens(tokens, strange, donor), sidecars, recipe.dtype)),
     )
 
 

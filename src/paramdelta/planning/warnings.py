@@ -48,10 +48,12 @@ def all_warnings(
     config: OutputConfig,
     tokens: Tokens,
     sidecars: Sequence[Sidecar],
+    dtype: str | None,
 ) -> Iterator[PlanWarning]:
     """Yield the warnings of a plan.
 
     Args:
+        dtype: the float dtype that the user asked for, None for the new base's own.
         tokens: what the tokenizers say.
     """
     yield from _of_configs(members)
@@ -59,7 +61,8 @@ def all_warnings(
     for decision in manifest.decisions:
         yield PlanWarning(decision.policy, f"--{decision.policy} decided: {'; '.join(decision.lines)}")
     yield from _of_tokens(tokens, sidecars)
-    yield from _of_dtypes(members, manifest)
+    if dtype is None:
+        yield from _of_dtypes(members, manifest)
     yield from _of_copies(manifest)
     yield from _of_fp8(manifest)
     if config.corrections:
@@ -168,8 +171,8 @@ def _of_fp8(manifest: Manifest) -> Iterator[PlanWarning]:
         old = sum(operand.nbytes(each.elements) for each in widened for operand in each.parts[0].operands[:1])
         new, dtypes = sum(each.nbytes for each in widened), ", ".join(sorted({each.dtype for each in widened}))
         number = _counted(len(widened), "block-scaled FP8 weight", "block-scaled FP8 weights")
-        message = f"{number} of {format_size(old)} written as {dtypes}: "
-        yield PlanWarning("fp8", f"{message}{format_size(new)}; --fp8 requantise keeps the new base's form")
+        message = f"{number} will be written as {dtypes}: {format_size(old)} become {format_size(new)}"
+        yield PlanWarning("fp8", f"{message}; --fp8 requantise keeps the new base's form")
     if len(scaled) > len(widened):
         number = _counted(len(scaled) - len(widened), "weight is", "weights are")
         message = f"{number} written in block-scaled FP8: what that loses is told at the end, and in the receipt"
