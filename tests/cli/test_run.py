@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.cli.test_cli import failed, of, paramdelta
-from tests.make import llama_shapes, normal, write_checkpoint
+from tests.make import llama_shapes, normal, sparse_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -236,3 +241,27 @@ def test_outputs_say_how_they_were_made_and_nothing_of_where(tmp_path: Path) -> 
     assert {"README.md", "recipe.yaml"} <= {entry["name"] for entry in receipt["files"]}
     for name in ("README.md", "recipe.yaml", "paramdelta.json"):
         assert str(tmp_path) not in (tmp_path / "out" / name).read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_tells_so_once(tmp_path: Path, number: int, code: int) -> None:
+    for role in ("post", "base", "new_base"):
+        sparse_checkpoint(tmp_path / "models" / role, {f"w{n}": (1 << 14, 1 << 14) for n in range(3)})
+    one, two = (recipe_of(output=name) for name in ("one", "two"))
+    (tmp_path / "r.yaml").write_text(json.dumps({"merges": [one, two]}))
+    command = [sys.executable, "-m", "paramdelta", "run", str(tmp_path / "r.yaml"), "--json", "--keep-going"]
+    with subprocess.Popen(
+        [*command, "--io", "pread", "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("one/.paramdelta/*.safetensors")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    report = json.loads(printed)
+    assert (report["succeeded"], report["failed"], report["not_run"]) == (0, 1, 1)
+    assert report["merges"][0]["error"]["code"] == code

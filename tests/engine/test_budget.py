@@ -219,7 +219,7 @@ def test_too_little_memory_is_an_error_that_names_the_least_and_how_to_ask_for_i
         decide(150 * MB, None, PLAIN, 160 * MB, 170 * MB)
     assert caught.value.exit_code == 9
     assert "150 MB is too small" in caught.value.message
-    least = -(-(160 * MB + budget.RESERVE + PLAIN.worker(budget.SMALLEST_WINDOW)) // MB)
+    least = -(-(163 * MB + budget.RESERVE + PLAIN.worker(budget.SMALLEST_WINDOW)) // MB)
     assert f"{least} MB" in caught.value.message
     assert caught.value.remedy == f"Use --memory {least}MB or more."
 
