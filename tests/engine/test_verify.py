@@ -216,7 +216,6 @@ def test_what_the_inputs_do_not_give_is_named_to_the_byte(merged: Path, shard: i
         assert result.failures[0].message == "is not what the inputs give"
 
 
-@pytest.mark.parametrize("fp8", ["dequantise", "requantise"])
 def test_a_damaged_output_is_computed_again_to_name_the_byte(merged: Path) -> None:
     path = merged / SHARDS[0]
     raw = bytearray(path.read_bytes())
@@ -238,6 +237,7 @@ def test_what_is_unfinished_or_not_there_is_told_apart(tmp_path: Path) -> None:
         paramdelta.verify(tmp_path / "out")
 
 
+@pytest.mark.parametrize("fp8", ["dequantise", "requantise"])
 def test_block_scaled_outputs_are_computed_again_too(tmp_path: Path, fp8: Any) -> None:
     for seed, role in enumerate(ROLES):
         rng = np.random.default_rng(seed)
