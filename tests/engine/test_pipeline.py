@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from paramdelta.engine import pipeline
+from paramdelta.engine import pipeline, worker
 from paramdelta.engine.budget import Budget, Shape
 from paramdelta.engine.inputs import Inputs
 from paramdelta.engine.output import DOCUMENTS, OutputDirectory
@@ -246,7 +246,7 @@ def test_an_interruption_while_workers_are_awaited_closes_nothing_under_them(
     join = threading.Thread.join
     monkeypatch.setattr(FileSink, "write", hold)
     monkeypatch.setattr(Inputs, "close", close)
-    monkeypatch.setattr(pipeline._Worker, "join", interrupted)
+    monkeypatch.setattr(worker.Worker, "join", interrupted)
     plan, cancelled = plan_of(triple), threading.Event()
     cancelled.set()
     budget = Budget.of(1 << 30, 2, 4096, Shape.of(plan.operations))
