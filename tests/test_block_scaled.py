@@ -285,6 +285,20 @@ def test_what_the_new_base_has_in_bf16_stays_so(triple: Path, tmp_path: Path) ->
     dtypes = {operation.name: operation.dtype for operation in plan.operations}
     assert (dtypes["b.weight"], dtypes["a.weight"]) == ("BF16", "F8_E4M3")
     assert "b.weight_scale_inv" not in dtypes
+    taken = make_plan(recipe_of(tmp_path, fp8="requantise", exclude=("b.*",)))
+    assert [w.message for w in taken.warnings if "loaders may expect" in w.message] == []
+
+
+def test_a_matrix_that_only_post_has_is_said_to_be_no_fp8(triple: Path, tmp_path: Path) -> None:
+    for name in ("base", "new"):
+        (tmp_path / name).symlink_to(triple / name, target_is_directory=True)
+    plain: Tensors = {n: t for n, t in stored(triple / "post").items() if n.endswith("norm")}
+    plain |= {"extra.weight": ("BF16", [2, 3], bytes(12))}
+    plain |= {f"{name}.weight": ("BF16", list(s), bytes(2 * s[0] * s[1])) for name, s in SHAPES.items()}
+    write_checkpoint(tmp_path / "post", plain, config={"model_type": "deepseek_v3"})
+    plan = make_plan(recipe_of(tmp_path, fp8="requantise", on_missing="post"))
+    (message,) = (w.message for w in plan.warnings if "loaders may expect" in w.message)
+    assert message.endswith("for 'extra.weight'")
 
 
 def test_a_block_is_copied_only_with_a_scale_that_the_config_allows(triple: Path, tmp_path: Path) -> None:

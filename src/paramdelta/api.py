@@ -18,7 +18,14 @@ from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.receipt import compose_receipt, is_complete, losses_of
 from paramdelta.engine.staging import kept_text, sweep
-from paramdelta.errors import CancelledError, MismatchError, NonFiniteError, ParamDeltaError, RecipeError
+from paramdelta.errors import (
+    CancelledError,
+    InputChangedError,
+    MismatchError,
+    NonFiniteError,
+    ParamDeltaError,
+    RecipeError,
+)
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe, checked_path
 from paramdelta.planning.units import format_size, parse_size
@@ -205,7 +212,8 @@ def merge_recipe(
             documents = _documents(made, path, losses_of(outcome))
             directory.publish(compose_receipt(made, outcome, documents, directory.sidecar_digests), documents)
     except ParamDeltaError as error:
-        kept = kept_text(directory.staging, "--allow-nonfinite" if isinstance(error, NonFiniteError) else None)
+        needs = {NonFiniteError: "--allow-nonfinite", InputChangedError: "the inputs as they were"}
+        kept = kept_text(directory.staging, needs.get(type(error)))
         error.remedy = " ".join(filter(None, (error.remedy, kept))) or None
         raise
     return published(path, made, started, outcome, budget, resumed)
@@ -246,6 +254,7 @@ def verify(
     _require_settings(io, workers)
     if sample is not None and not 0 < sample <= 1:
         raise RecipeError(f"sample: must be more than 0 and at most 1, not {sample}")
+    most = None if memory is None else parse_size(memory, "memory")
     path = Path(checked_path(output, "output"))
     claims = checks.read_claims(path)
     failures = [*checks.check_small_files(path, claims), *checks.check_format(path, claims)]
@@ -257,7 +266,6 @@ def verify(
         from paramdelta.planning.recipe_file import read_recipes
 
         made = make_plan(read_recipes(path / "recipe.yaml")[0].recipe)
-        most = None if memory is None else parse_size(memory, "memory")
         try:
             again.require_same_layout(made, path)
         except MismatchError as error:

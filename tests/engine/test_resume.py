@@ -195,7 +195,7 @@ def test_an_input_that_changes_while_it_is_read_publishes_nothing(tmp_path: Path
             for shard in (triple / "post").glob("*.safetensors"):
                 os.utime(shard, ns=(0, 0))
 
-    with pytest.raises(InputChangedError):
+    with pytest.raises(InputChangedError, match="the same command with the inputs as they were goes on from there"):
         merge(triple, tmp_path / "out", workers=1, on_progress=touch)
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == [STAGING]
 

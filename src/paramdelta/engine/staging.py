@@ -202,16 +202,16 @@ def sweep(output: Path, plan: Plan) -> None:
         staging.leave(published=True)
 
 
-def kept_text(staging: Staging, option: str | None = None) -> str:
+def kept_text(staging: Staging, needs: str | None = None) -> str:
     """Return what a message says of shards that a failed run leaves behind, nothing where there are none.
 
     Args:
-        option: without which the same command would fail again.
+        needs: without what the same command would fail again.
     """
     if not staging.finished:
         return ""
     number, all_of_them = len(staging.finished), len(staging.missing()) + len(staging.finished)
     return (
         f"{number} of {all_of_them} shards are finished and kept in {STAGING}: the same command"
-        f"{f' with {option}' if option else ''} goes on from there, --overwrite starts anew."
+        f"{f' with {needs}' if needs else ''} goes on from there, --overwrite starts anew."
     )

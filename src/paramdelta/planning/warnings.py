@@ -64,7 +64,7 @@ def all_warnings(
     if dtype is None:
         yield from _of_dtypes(members, manifest)
     yield from _of_copies(manifest)
-    yield from _of_fp8(manifest)
+    yield from _of_fp8(members, manifest)
     if config.corrections:
         yield PlanWarning(
             "config-corrected", f"config.json is the new base's but for {'; '.join(map(str, config.corrections))}"
@@ -163,7 +163,7 @@ def _of_copies(manifest: Manifest) -> Iterator[PlanWarning]:
         yield PlanWarning("integers-copied", message + listed([quoted(operation.name) for operation in copied]))
 
 
-def _of_fp8(manifest: Manifest) -> Iterator[PlanWarning]:
+def _of_fp8(members: Sequence[Member], manifest: Manifest) -> Iterator[PlanWarning]:
     """Say what becomes of weights that the new base, or whoever else they are taken from, has in block-scaled FP8."""
     scaled = [each for each in manifest.operations if each.parts[0].operands and each.parts[0].operands[0].scale]
     widened = [operation for operation in scaled if operation.blocks is None]
@@ -172,21 +172,23 @@ def _of_fp8(manifest: Manifest) -> Iterator[PlanWarning]:
         new, dtypes = sum(each.nbytes for each in widened), ", ".join(sorted({each.dtype for each in widened}))
         number = _counted(len(widened), "block-scaled FP8 weight", "block-scaled FP8 weights")
         message = f"{number} will be written as {dtypes}: {format_size(old)} become {format_size(new)}"
-        yield PlanWarning("fp8", f"{message}; --fp8 requantise keeps the new base's form")
+        hint = "" if manifest.is_quantised else "; --fp8 requantise keeps the new base's form"
+        yield PlanWarning("fp8", message + hint)
     if len(scaled) > len(widened):
         number = _counted(len(scaled) - len(widened), "weight is", "weights are")
         message = f"{number} written in block-scaled FP8: what that loses is told at the end, and in the receipt"
         yield PlanWarning("fp8", message)
     yield from _of_noise(manifest)
-    taken = [each.name for each in manifest.operations if each.op == "copy" and _looks_unlike(each)]
+    stored = members[0].checkpoint.tensors
+    taken = [each.name for each in manifest.operations if each.name not in stored and _is_whole_matrix(each)]
     if manifest.is_quantised and taken:
-        message = "taken from post in a whole dtype, while config.json says FP8: loaders may expect it for"
-        yield PlanWarning("fp8", f"{message} {listed(list(map(quoted, taken)))}")
+        message = "not in the new base, and taken from post in a whole dtype, while config.json says FP8"
+        yield PlanWarning("fp8", f"{message}: loaders may expect that for {listed(list(map(quoted, taken)))}")
 
 
-def _looks_unlike(operation: Operation) -> bool:
-    """Return whether a matrix is not in FP8 though the checkpoint that it is taken from has it so."""
-    return operation.blocks is None and operation.parts[0].operands[0].scale is not None
+def _is_whole_matrix(operation: Operation) -> bool:
+    """Return whether a matrix is taken and not in FP8."""
+    return operation.op == "copy" and operation.blocks is None and len(operation.shape) == 2
 
 
 def _of_noise(manifest: Manifest) -> Iterator[PlanWarning]:
