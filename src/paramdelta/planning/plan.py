@@ -20,7 +20,7 @@ from paramdelta.planning.manifest import Member, build_manifest
 from paramdelta.planning.parts import Operand, Operation, Part, Scale
 from paramdelta.planning.policies import Policies
 from paramdelta.planning.recipe import Delta, Recipe
-from paramdelta.planning.vocabulary import differing_tokens, donor_of_tokens, strange_tokens
+from paramdelta.planning.vocabulary import Comparison, differing_tokens, donor_of_tokens, taken_tokens
 from paramdelta.planning.warnings import PlanWarning, Tokens, all_warnings
 
 _DIGESTED: Final = ("fingerprint", "recipe", "inputs", "files", "tensors", "shards", "index", "sidecars")
@@ -239,8 +239,9 @@ def make_plan(recipe: Recipe) -> Plan:
         sizes = by_size(manifest.operations, recipe.shard_size)
         with_index = len(sizes) > 1
     tokens = differing_tokens(members, recipe.policies, manifest)
-    donor = donor_of_tokens(members, recipe.policies, manifest)
-    strange = strange_tokens(members, donor, manifest)
+    taken = taken_tokens(members, manifest)
+    donor = donor_of_tokens(members, recipe.policies, manifest, taken)
+    strange = taken if donor.is_post else Comparison()
     sidecars = choose_sidecars(post, new_base, posts_tokens=donor.is_post, code=recipe.trust_remote_code)
     config = output_config(members, manifest, recipe.dtype, post_ids=donor.is_post)
     return Plan(

@@ -31,8 +31,11 @@ class Donor(NamedTuple):
     reason: str | None = None
 
 
-def donor_of_tokens(members: Sequence[Member], policies: Policies, manifest: Manifest) -> Donor:
+def donor_of_tokens(members: Sequence[Member], policies: Policies, manifest: Manifest, taken: Comparison) -> Donor:
     """Return whose tokenizer fits the rows that the output has: post's wherever it can.
+
+    Args:
+        taken: what `taken_tokens` says.
 
     Raises:
         MismatchError: the output has fewer rows than any tokenizer has ids.
@@ -42,8 +45,9 @@ def donor_of_tokens(members: Sequence[Member], policies: Policies, manifest: Man
     new_base, post = members[0], members[1]
     if manifest.rows is None:
         return Donor(True)
-    if not manifest.adds_rows and (renamed := _renamed(new_base, post, manifest.rows)) > MOST_RENAMED:
-        return Donor(False, f"so are the rows of embeddings and head, and {renamed:,} ids mean other tokens in post")
+    if len(taken.lines) > MOST_RENAMED:
+        renamed = f"{len(taken.lines):,} ids mean other tokens in post"
+        return Donor(False, f"so are the rows of embeddings and head, and {renamed}")
     fewer = f"post has {_rows(post):,} rows, the output {manifest.rows:,}"
     if _rows(post) <= manifest.rows:
         return Donor(True)
@@ -107,16 +111,11 @@ def differing_tokens(members: Sequence[Member], policies: Policies, manifest: Ma
     return found
 
 
-def strange_tokens(members: Sequence[Member], donor: Donor, manifest: Manifest) -> Comparison:
-    """Return in what post's tokenizer differs from the new base's, where it goes with the new base's rows."""
-    if manifest.rows is None or manifest.adds_rows or not donor.is_post:
+def taken_tokens(members: Sequence[Member], manifest: Manifest) -> Comparison:
+    """Return in what post's tokenizer differs from the new base's, where rows are only taken."""
+    if manifest.rows is None or manifest.adds_rows:
         return Comparison()
     return _compare([members[0], members[1]], manifest.rows)
-
-
-def _renamed(one: Member, other: Member, rows: int) -> int:
-    """Return how many ids stand for different tokens in two checkpoints."""
-    return len(_compare([one, other], rows).lines)
 
 
 def _compare(members: Sequence[Member], rows: int) -> Comparison:
