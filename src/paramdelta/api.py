@@ -31,7 +31,7 @@ from paramdelta.planning.recipe import Recipe, checked_path
 from paramdelta.planning.units import format_size, parse_size
 from paramdelta.planning.warnings import PlanWarning
 from paramdelta.results import MergeResult, Verification, already_complete, nonfinite_error, published
-from paramdelta.storage import platform
+from paramdelta.storage import process
 from paramdelta.storage.source import IO_CHOICES
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def merge_recipe(
     if is_complete(path, made) and not overwrite:
         sweep(path, made)
         return already_complete(path, made, started)
-    platform.raise_open_file_limit()
+    process.raise_open_file_limit()
     directory = OutputDirectory(path, made, overwrite=overwrite)
     try:
         with directory:
@@ -283,7 +283,7 @@ def verify(
         bytes_read=sum(claims.sizes.values()),
         recomputed=recomputed,
         seconds=time.perf_counter() - started,
-        peak_rss_bytes=platform.peak_rss(),
+        peak_rss_bytes=process.peak_rss(),
         failures=tuple(failures),
     )
 
@@ -325,7 +325,7 @@ def _budget(plan: Plan, memory: int | None, workers: int | None) -> budgets.Budg
         kernels.prepare_scaled()
     kernels.prepare(each for each in combinations if each[0] != each[2:])  # bytes that are only copied need none
     used = psutil.Process().memory_info().rss
-    return budgets.decide(memory, workers, budgets.Shape.of(plan.operations), used, platform.peak_rss())
+    return budgets.decide(memory, workers, budgets.Shape.of(plan.operations), used, process.peak_rss())
 
 
 def _documents(plan: Plan, path: Path, losses: dict[str, Any] | None) -> dict[str, bytes]:

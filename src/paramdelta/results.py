@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paramdelta.checkpoint.wording import clipped, printable
 from paramdelta.engine.receipt import counts_of, losses_of, nonfinite_of, read_receipt
 from paramdelta.errors import NonFiniteError
-from paramdelta.storage import platform
+from paramdelta.storage import process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -99,7 +99,7 @@ def published(
         bytes_read=sum(operation.bytes_read for operation in made),
         bytes_written=plan.bytes_written,
         seconds=time.perf_counter() - started,
-        peak_rss_bytes=platform.peak_rss(),
+        peak_rss_bytes=process.peak_rss(),
         io=", ".join(outcome.backends),
         workers=budget.workers,
         window_bytes=budget.window_bytes,
@@ -128,7 +128,7 @@ def already_complete(path: Path, plan: Plan, started: float) -> MergeResult:
         bytes_read=0,
         bytes_written=plan.bytes_written,
         seconds=time.perf_counter() - started,
-        peak_rss_bytes=platform.peak_rss(),
+        peak_rss_bytes=process.peak_rss(),
         io="",
         workers=0,
         window_bytes=0,

@@ -80,7 +80,7 @@ def test_a_backend_that_cannot_serve_is_an_error_before_the_old_output_goes(trip
     program = (
         "import errno, sys\n"
         "from paramdelta.cli import main\n"
-        "from paramdelta.storage import source\n"
+        "from paramdelta.storage import process, source\n"
         "def refuse(path, size):\n"
         "    raise OSError(errno.EINVAL, 'Invalid argument', path)\n"
         "source._OPENERS['direct'] = refuse\n"

@@ -11,7 +11,7 @@ from paramdelta.engine.inputs import Inputs, check_identity, files_of, last_uses
 from paramdelta.errors import InputChangedError
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe
-from paramdelta.storage.memory import Buffer
+from paramdelta.storage.pages import Buffer
 from paramdelta.storage.source import Source, open_source
 from tests.make import normal, write_checkpoint
 

@@ -739,6 +739,14 @@ def test_free_space_is_that_of_the_nearest_directory_that_answers(
         free_space(tmp_path / "not/there")
 
 
+def test_a_quota_counts_like_a_small_disk(triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "quota_left", lambda _: 100)
+    assert free_space(tmp_path) == 100
+    with pytest.raises(OutputError, match="your quota, has 100 B free"):
+        merge(triple, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # -- receipts ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +24,7 @@ from tests.block_scaled import CONFIG, tensors_of
 from tests.make import encode, normal, skip_without_direct_io, write_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from paramdelta.engine.progress import Progress
@@ -200,6 +203,53 @@ def test_an_input_that_changes_while_it_is_read_publishes_nothing(tmp_path: Path
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == [STAGING]
 
 
+# In a process that may die of it: post's shards end after the first block, at the worst as soon as pages of one are
+# mapped, which is later than any check can be.
+SHRINK = """
+import os, pathlib, sys
+from paramdelta import api
+from paramdelta.storage.source import MappedSource
+t, out, worst = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3] == "worst"
+def shrink(*_):
+    if any(out.glob(".paramdelta/*.safetensors")):
+        for shard in (t / "post").glob("*.safetensors"):
+            os.truncate(shard, 4096)
+real = MappedSource.borrow
+def borrow(self, *range):
+    loan = real(self, *range)
+    if self._file.path.startswith(str(t / "post")):
+        shrink()
+    return loan
+if worst:
+    MappedSource.borrow = borrow
+try:
+    api.merge(t / "post", t / "base", t / "new_base", out, io="mmap", workers=1, on_progress=None if worst else shrink)
+except api.ParamDeltaError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="no mapped file can shrink here")
+@pytest.mark.parametrize(("when", "codes"), [("between windows", {6}), ("worst", {-getattr(signal, "SIGBUS", 0)})])
+def test_nothing_is_published_of_a_mapped_input_that_shrinks(tmp_path: Path, when: str, codes: set[int]) -> None:
+    make(tmp_path)
+    before = contents(tmp_path / "post")
+    times = {name: (tmp_path / "post" / name).stat().st_mtime_ns for name in before}
+    merge(tmp_path, tmp_path / "wanted")
+    run = subprocess.run([sys.executable, "-c", SHRINK, tmp_path, tmp_path / "out", when], capture_output=True)
+    assert run.returncode in codes, run.stderr
+    out = tmp_path / "out"
+    assert not out.exists() or [entry.name for entry in out.iterdir()] == [STAGING]
+    for name, raw in before.items():
+        path = tmp_path / "post" / name
+        with path.open("r+b") as file:  # the same inode, as where a copy goes on
+            file.write(raw)
+        os.utime(path, ns=(times[name], times[name]))
+    merge(tmp_path, out)
+    assert contents(out) == contents(tmp_path / "wanted")
+
+
 # -- a journal that is not what it was ---------------------------------------------------------------------------------
 
 
@@ -235,6 +285,21 @@ def test_what_a_journal_does_not_say_is_made_again(
     assert contents(tmp_path / "out") == undisturbed
 
 
+def test_a_journal_that_cannot_be_read_is_no_reason_to_forget_what_is_finished(
+    triple: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    stop_after(triple, tmp_path / "out", 2)
+    path = tmp_path / "out" / STAGING / JOURNAL
+    path.rename(path.with_name("kept"))
+    path.mkdir()
+    before = contents(tmp_path / "out")
+    with pytest.raises(OutputError, match="journal of an unfinished merge cannot be used: not a regular file"):
+        merge(triple, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    merge(triple, tmp_path / "out", overwrite=True)
+    assert contents(tmp_path / "out") == undisturbed
+
+
 def test_a_shard_that_is_gone_or_has_another_size_is_made_again(
     triple: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -257,7 +322,7 @@ def test_space_is_needed_for_the_rest_only(
     monkeypatch.setattr("paramdelta.engine.output.free_space", lambda _: 60_000)
     merge(triple, tmp_path / "out")
     assert contents(tmp_path / "out") == undisturbed
-    with pytest.raises(OutputError, match="the disk has"):
+    with pytest.raises(OutputError, match="or your quota, has"):
         merge(triple, tmp_path / "other")
 
 
@@ -274,28 +339,62 @@ api.merge(t / "post", t / "base", t / "new_base", out, on_progress=hold, workers
 """
 
 
+@contextlib.contextmanager
+def holding(triple: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that holds the lock of an output until it is killed."""
+    command = [sys.executable, "-c", HOLD, str(triple), str(output)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            yield holder
+        finally:
+            holder.kill()
+
+
 def test_the_holder_of_the_lock_is_named_and_a_dead_one_holds_nothing(
     triple: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, triple, tmp_path / "out"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(
-            OutputError, match=rf"another run is writing this output: process {holder.pid} on .+, since"
-        ):
-            merge(triple, tmp_path / "out", overwrite=True)
-    finally:
-        holder.kill()
-        holder.wait()
-        for pipe in (holder.stdin, holder.stdout):
-            assert pipe is not None
-            pipe.close()
+    with (
+        holding(triple, tmp_path / "out") as holder,
+        pytest.raises(OutputError, match=rf"another run is writing this output: process {holder.pid} on .+, since"),
+    ):
+        merge(triple, tmp_path / "out", overwrite=True)
     merge(triple, tmp_path / "out")
     assert contents(tmp_path / "out") == undisturbed
 
+
+def test_who_tries_again_and_again_goes_on_as_soon_as_the_holder_is_killed(
+    triple: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """Nobody waits for a lock: a second run is refused at once, until the first is dead."""
+    with holding(triple, tmp_path / "out") as holder:
+        command = [sys.executable, "-c", PERSIST, str(triple), str(tmp_path / "out")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
+            assert waiting.stdout is not None
+            assert waiting.stdout.readline() == "refused\n"
+            holder.kill()
+            assert waiting.communicate(timeout=60)[0] == "merged\n"
+    assert contents(tmp_path / "out") == undisturbed
+
+
+PERSIST = """
+import sys, pathlib, time
+from paramdelta import api
+from paramdelta.errors import OutputError
+t, out = pathlib.Path(sys.argv[1]), sys.argv[2]
+told = False
+while True:
+    try:
+        api.merge(t / "post", t / "base", t / "new_base", out)
+        print("merged")
+        break
+    except OutputError:
+        if not told:
+            print("refused", flush=True)
+            told = True
+        time.sleep(0.02)
+"""
 
 MERGE = """
 import sys, pathlib

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(triple: Path, disk: Path, m
 
 def test_a_disk_that_is_too_small_is_seen_coming(triple: Path, disk: Path) -> None:
     (disk / "filler").write_bytes(bytes(3 << 20))
-    with pytest.raises(OutputError, match="the disk has"):
+    with pytest.raises(OutputError, match="or your quota, has"):
         merge(triple, disk / "out")
     assert not (disk / "out").exists()
 
@@ -104,3 +105,13 @@ def test_a_disk_that_turned_read_only_is_an_output_error(triple: Path, disk: Pat
         merge(triple, disk / "out")
     assert paramdelta.verify(disk / "old").ok
     assert merge(triple, disk / "old").already_complete
+
+
+def test_inputs_on_a_read_only_disk_merge_to_another_one(triple: Path, disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+    for role in ROLES:
+        shutil.copytree(triple / role, disk / role)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for io in ("auto", "mmap", "pread"):
+        merge(disk, triple / io, io=io)
+        assert paramdelta.verify(triple / io, recompute=True).ok

@@ -2,16 +2,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
-import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from paramdelta.storage import platform
-from paramdelta.storage.platform import address_of
+from paramdelta.storage import pages, platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,25 +69,6 @@ def test_without_any_form_of_direct_io_opening_directly_is_an_error_that_names_t
         platform.open_for_reading(str(tmp_path / "file"), direct=True)
     assert caught.value.errno == errno.ENOTSUP
     assert caught.value.filename == str(tmp_path / "file")
-
-
-def test_the_limit_of_open_files_is_lifted_and_never_lowered() -> None:
-    resource = pytest.importorskip("resource", reason="no resource limits on this system")
-    # In a process of its own: a lowered hard limit could not be raised again for other tests.
-    program = (
-        "import resource\n"
-        "from paramdelta.storage import platform\n"
-        "for soft, hard, after in ((64, 5000, 4096), (64, 1000, 1000), (900, 1000, 1000)):\n"
-        "    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
-        "    platform.raise_open_file_limit()\n"
-        "    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (after, hard)\n"
-        "    platform.raise_open_file_limit()\n"
-        "    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (after, hard)\n"
-    )
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if hard != resource.RLIM_INFINITY and hard < 5000:
-        pytest.skip(f"the hard limit of open files is {hard} here")
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 # -- positional reads and writes -----------------------------------------------------------------------------
@@ -189,127 +167,6 @@ def test_uncached_read_flags_are_none_where_there_is_no_preadv(
 ) -> None:
     monkeypatch.delattr(os, "preadv", raising=False)
     assert platform.uncached_read_flags(descriptor) == 0
-
-
-# -- memory --------------------------------------------------------------------------------------------------
-
-
-def test_peak_rss_is_at_least_what_the_process_holds_now() -> None:
-    psutil = pytest.importorskip("psutil")
-    assert platform.peak_rss() > 1_000_000
-    assert platform.peak_rss() >= psutil.Process().memory_info().rss - MIB
-
-
-def test_peak_rss_grows_with_touched_memory_and_does_not_fall_again() -> None:
-    # In a process of its own: how high other tests drove this one's peak is not known. Linux sums per-processor
-    # counters that lag by some pages each, so the peak it reports can go back by a little.
-    program = (
-        "from paramdelta.storage import platform\n"
-        "before = platform.peak_rss()\n"
-        "memory = bytearray(b'x') * (64 << 20)\n"
-        "during = platform.peak_rss()\n"
-        "del memory\n"
-        "after = platform.peak_rss()\n"
-        "assert 60 << 20 <= during - before <= 80 << 20, (before, during)\n"
-        "assert after >= during - (1 << 20), (during, after)\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_peak_rss_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoProc:
-        def __init__(self, _: str) -> None:
-            pass
-
-        def open(self, **_: str) -> None:
-            raise FileNotFoundError
-
-    monkeypatch.setattr(platform, "Path", NoProc)
-    assert 1_000_000 < platform.peak_rss() < 1 << 40
-
-
-def mapped_share(path: Path) -> float:
-    with path.open("rb") as file:
-        return platform.resident_share(file.fileno(), path.stat().st_size)
-
-
-@pytest.fixture(params=["own file", "somebody else's file"])
-def ownership(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """mincore lies about files of others, for which there is another way to tell."""
-    if request.param != "own file":
-        monkeypatch.setattr(platform, "_may_see_residency", lambda _: False)
-
-
-@pytest.mark.usefixtures("ownership")
-def test_a_file_just_written_and_read_is_resident(tmp_path: Path) -> None:
-    if platform._mincore is None:
-        pytest.skip("this system does not tell what its page cache holds")
-    path = tmp_path / "file"
-    path.write_bytes(os.urandom(3 * MIB + 123))
-    path.read_bytes()
-    assert mapped_share(path) > 0.95
-
-
-@pytest.mark.usefixtures("ownership")
-def test_a_file_that_the_cache_let_go_of_is_not_resident(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(os.urandom(3 * MIB + 123))
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        platform.drop_cached(file.fileno(), 0, 0)
-    share = mapped_share(path)
-    if share > 0.95:
-        pytest.skip("the filesystem of the temporary directory keeps its pages whatever it is told (tmpfs does)")
-    assert share < 0.05
-
-
-@pytest.mark.parametrize("size", [1, 4096, 4097, 100_000])
-def test_the_resident_share_of_small_files_is_a_share(tmp_path: Path, size: int) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(os.urandom(size))
-    assert 0.0 <= mapped_share(path) <= 1.0
-
-
-def test_nothing_is_resident_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"x" * 10_000)
-    monkeypatch.setattr(platform, "_mincore", lambda *_: -1)
-    assert mapped_share(tmp_path / "file") == 0.0
-    monkeypatch.setattr(platform, "_mincore", None)
-    assert mapped_share(tmp_path / "file") == 0.0
-
-
-def test_nothing_is_resident_of_no_bytes() -> None:
-    assert platform.resident_share(0, 0) == 0.0
-
-
-@pytest.mark.parametrize("offset", [0, 1, 4095, 4096, mmap.ALLOCATIONGRANULARITY + 5, 99_999])
-def test_a_range_is_mapped_from_the_granularity_below_it(tmp_path: Path, offset: int) -> None:
-    data = os.urandom(100_000)
-    (tmp_path / "file").write_bytes(data)
-    with (tmp_path / "file").open("rb") as file, platform.map_range(file.fileno(), offset, 1) as mapping:
-        begin = offset % mmap.ALLOCATIONGRANULARITY
-        platform.populate(address_of(mapping) + begin, 1)
-        assert mapping[begin] == data[offset]
-        assert len(mapping) == begin + 1
-
-
-def test_a_range_that_a_file_does_not_have_cannot_be_mapped(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(10))
-    with (tmp_path / "file").open("rb") as file, pytest.raises(OSError, match=r"."):
-        platform.map_range(file.fileno(), 5, 6)
-
-
-def test_pages_behind_the_end_of_a_file_cannot_be_populated_and_that_is_said(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(8 * platform.PAGE))
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-        address = address_of(memoryview(mapping))
-        if platform._advise_memory(address, platform.PAGE, platform._MADV_POPULATE_READ) != 0:
-            pytest.skip("this system cannot populate mappings")
-        assert platform.populate(address, 8 * platform.PAGE)
-        os.truncate(path, platform.PAGE)
-        assert platform.populate(address, platform.PAGE)
-        assert not platform.populate(address, 8 * platform.PAGE)
 
 
 # -- preallocation -------------------------------------------------------------------------------------------
@@ -464,9 +321,9 @@ def test_a_range_that_was_pushed_out_is_no_longer_dirty_nor_cached(tmp_path: Pat
     with path.open("r+b") as file:
         platform.start_writeback(file.fileno(), 0, 3 * MIB)
         platform.finish_writeback(file.fileno(), 0, 3 * MIB)
-        if platform._sync_file_range is None or platform._mincore is None:
+        if platform._sync_file_range is None or pages._mincore is None:
             pytest.skip("this system cannot, or does not tell")
-        share = platform.resident_share(file.fileno(), 3 * MIB)
+        share = pages.resident_share(file.fileno(), 3 * MIB)
     if share > 0.95:
         pytest.skip("the filesystem of the temporary directory keeps its pages whatever it is told (tmpfs does)")
     assert share == 0.0
@@ -479,3 +336,51 @@ def test_written_ranges_survive_being_pushed_out(descriptor: int) -> None:
     platform.finish_writeback(descriptor, 0, 200_000)
     platform.drop_cached(descriptor, 0, len(data))
     assert contents(descriptor) == data
+
+
+# -- quotas --------------------------------------------------------------------------------------------------
+
+
+class Quotas:
+    """A system on which the file's owner or group may use so much: hard limit and use in bytes, by kind (0, 1)."""
+
+    def __init__(self, limits: dict[int, tuple[int, int]]) -> None:
+        self.limits = limits
+
+    def __call__(self, _number: object, _descriptor: object, command: Any, _id: object, found: Any) -> int:
+        get, kind = divmod(command.value, 256)
+        assert get == 0x800007
+        if kind not in self.limits:
+            ctypes.set_errno(errno.ESRCH)
+            return -1
+        hard, used = self.limits[kind]
+        found._obj.hard_limit, found._obj.used = hard // 1024, used
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [
+        ({}, None),
+        ({0: (0, 5_000)}, None),  # counted, not limited
+        ({0: (102_400, 1_000)}, 101_400),
+        ({1: (102_400, 1_000)}, 101_400),
+        ({0: (102_400, 1_000), 1: (51_200, 51_000)}, 200),
+        ({0: (1024, 5_000)}, 0),
+    ],
+)
+def test_what_a_quota_leaves_is_the_least_of_user_and_group(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch, limits: dict[int, tuple[int, int]], left: int | None
+) -> None:
+    monkeypatch.setattr(platform, "_system_call", Quotas(limits))
+    assert platform.quota_left(descriptor) == left
+
+
+def test_no_quota_is_seen_where_the_system_has_no_such_call(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "_system_call", None)
+    assert platform.quota_left(descriptor) is None
+
+
+def test_the_real_system_is_asked_without_harm(descriptor: int) -> None:
+    left = platform.quota_left(descriptor)
+    assert left is None or left >= 0

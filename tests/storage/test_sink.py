@@ -10,7 +10,7 @@ import pytest
 
 from paramdelta.errors import OutputError
 from paramdelta.storage import platform
-from paramdelta.storage.memory import Buffer
+from paramdelta.storage.pages import Buffer
 from paramdelta.storage.platform import ALIGNMENT
 from paramdelta.storage.sink import FileSink, output_refused
 

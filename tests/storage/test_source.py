@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paramdelta.errors import CheckpointError, InputChangedError
-from paramdelta.storage import platform, source
-from paramdelta.storage.memory import Buffer
-from paramdelta.storage.platform import ALIGNMENT, PAGE
+from paramdelta.storage import pages, platform, source
+from paramdelta.storage.pages import PAGE, Buffer
+from paramdelta.storage.platform import ALIGNMENT
 from paramdelta.storage.source import BACKENDS, Source, open_source
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def test_direct_reads_are_aligned_in_offset_length_and_memory(path: Path, monkey
     real = platform._read_some
 
     def some(descriptor: int, view: memoryview, offset: int, flags: int) -> int:
-        seen.append((offset, len(view), platform.address_of(view)))
+        seen.append((offset, len(view), pages.address_of(view)))
         return real(descriptor, view, offset, flags)
 
     opened = opened_with("direct", path)
@@ -358,7 +358,7 @@ def test_a_mapping_whose_pages_cannot_be_had_is_an_error_that_says_where(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = opened_with("mmap", path)
-    monkeypatch.setattr(platform, "populate", lambda *_: False)
+    monkeypatch.setattr(pages, "populate", lambda *_: False)
     with pytest.raises(CheckpointError, match="bytes 8,192 to 8,292 cannot be mapped") as caught:
         borrowed(opened, 8_192, 100)
     assert caught.value.file == str(path)
@@ -387,7 +387,7 @@ def chosen(path: Path) -> str:
 
 
 def test_auto_maps_what_the_page_cache_holds(path: Path) -> None:
-    if platform._mincore is None:
+    if pages._mincore is None:
         pytest.skip("this system does not tell what its page cache holds")
     path.read_bytes()
     assert chosen(path) == "mmap"
@@ -395,7 +395,7 @@ def test_auto_maps_what_the_page_cache_holds(path: Path) -> None:
 
 def test_auto_reads_directly_what_the_page_cache_does_not_hold(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened_with("direct", path).close()
-    monkeypatch.setattr(platform, "resident_share", lambda *_: 0.49)
+    monkeypatch.setattr(pages, "resident_share", lambda *_: 0.49)
     assert chosen(path) == "direct"
     assert not descriptors_of(path)
 
@@ -403,7 +403,7 @@ def test_auto_reads_directly_what_the_page_cache_does_not_hold(path: Path, monke
 def test_auto_reads_through_the_cache_where_it_cannot_read_directly(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform, "resident_share", lambda *_: 0.0)
+    monkeypatch.setattr(pages, "resident_share", lambda *_: 0.0)
     refuse_direct(monkeypatch)
     assert chosen(path) == "pread"
 
@@ -414,7 +414,7 @@ def test_auto_reads_through_the_cache_where_direct_reads_are_refused_only_once_t
     def refuse(*_: object) -> int:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(platform, "resident_share", lambda *_: 0.0)
+    monkeypatch.setattr(pages, "resident_share", lambda *_: 0.0)
     monkeypatch.setattr(platform, "_read_some", refuse)
     assert chosen(path) == "pread"
     assert not descriptors_of(path)

@@ -12,7 +12,8 @@ import psutil
 from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.errors import BudgetError
 from paramdelta.planning.units import format_size
-from paramdelta.storage.platform import ALIGNMENT, PAGE
+from paramdelta.storage.pages import PAGE
+from paramdelta.storage.platform import ALIGNMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

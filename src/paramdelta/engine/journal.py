@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from paramdelta.checkpoint.files import read_whole
 from paramdelta.engine.digests import Digest
 from paramdelta.engine.progress import FinishedShard, NonFinite, Requantised
-from paramdelta.errors import CheckpointError
+from paramdelta.errors import CheckpointError, OutputError
 from paramdelta.storage import platform
 
 if TYPE_CHECKING:
@@ -38,11 +38,21 @@ def read_journal(staging: Path, plan: Plan) -> Journal | None:
     """Return what an earlier run recorded in a staging directory; None where there is nothing that makes sense.
 
     Shards that the plan does not have, or has otherwise, are left out.
+
+    Raises:
+        OutputError: there is a journal, and the system does not give it: no reason to forget what is finished.
     """
-    try:
-        raw = read_whole(staging / JOURNAL, _MOST_BYTES)
-    except CheckpointError:
+    path = staging / JOURNAL
+    if not os.path.lexists(path):
         return None
+    try:
+        raw = read_whole(path, _MOST_BYTES)
+    except CheckpointError as error:
+        raise OutputError(
+            f"the journal of an unfinished merge cannot be used: {error.message}",
+            file=str(path),
+            remedy="Mend that and repeat the command, or use --overwrite to start anew.",
+        ) from error
     lines = raw.split(b"\n")[:-1]  # what no newline ends was cut short
     records = []
     for line in lines:

@@ -19,7 +19,7 @@ from paramdelta.checkpoint.scaling import Blocks
 from paramdelta.engine import arithmetic, scaled, shortcuts
 from paramdelta.errors import ParamDeltaError
 from paramdelta.planning.parts import Operand
-from paramdelta.storage import platform
+from paramdelta.storage import process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -201,7 +201,7 @@ def require_strict_floats() -> None:
     """
     if arithmetic.floats_are_strict(_TINY, _ULP):
         return
-    platform.restore_floats()
+    process.restore_floats()
     if not arithmetic.floats_are_strict(_TINY, _ULP):
         raise ParamDeltaError(
             "this process flushes subnormal numbers or rounds in another way than to nearest",

@@ -49,15 +49,27 @@ def refuse_inputs(path: Path, plan: Plan) -> None:
 
 
 def free_space(path: Path) -> int:
-    """Return the bytes that an ordinary user can still write where ``path`` is or will be.
+    """Return the bytes that this user can still write where ``path`` is or will be, as disk and quotas allow.
 
     Raises:
         OutputError: neither ``path`` nor any directory above it is there.
     """
     for place in (path, *path.parents):
         with contextlib.suppress(OSError):
-            return shutil.disk_usage(place).free
+            free, left = shutil.disk_usage(place).free, _quota_left(place)
+            return free if left is None else min(free, left)
     raise OutputError("lies on no disk that is there", file=str(path), remedy=_REMEDY)
+
+
+def _quota_left(place: Path) -> int | None:
+    try:
+        descriptor = os.open(place, os.O_RDONLY)
+    except OSError:  # Windows opens no directories
+        return None
+    try:
+        return platform.quota_left(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_directories(path: Path, created: list[Path]) -> None:

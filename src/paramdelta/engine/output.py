@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from paramdelta.checkpoint.checkpoint import FileIdentity
-from paramdelta.checkpoint.files import open_regular, unreadable
+from paramdelta.checkpoint.files import open_regular, read_exactly
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.engine.inputs import check_identity
 from paramdelta.engine.location import free_space, make_directories, refusals, refuse_inputs
@@ -243,7 +243,7 @@ class OutputDirectory:
                 free += (self.path / name).lstat().st_size
         if free < wanted:
             raise OutputError(
-                f"the output takes {format_size(wanted)} and the disk has {format_size(free)} free",
+                f"the output takes {format_size(wanted)} and the disk, or your quota, has {format_size(free)} free",
                 file=str(self.path),
                 remedy="Free some space, or choose an output on another disk.",
             )
@@ -292,7 +292,7 @@ def _copy_durably(car: Sidecar, target: Path) -> str:
     with open_regular(car.source) as (descriptor, status):
         if FileIdentity.of(status) != car.identity:
             raise InputChangedError("changed since the merge was planned", file=printable(str(car.source)))
-        content = _chunks(descriptor, printable(str(car.source))) if car.text is None else [car.text.encode()]
+        content = _chunks(descriptor, status.st_size, car.source) if car.text is None else [car.text.encode()]
         digest = hashlib.sha256()
         _write_durably(target, _digested(content, digest))
     return digest.hexdigest()
@@ -304,15 +304,10 @@ def _digested(content: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes
         yield chunk
 
 
-def _chunks(descriptor: int, file: str) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk = os.read(descriptor, _CHUNK)
-        except OSError as error:
-            raise unreadable(file, error) from error
-        if not chunk:
-            return
-        yield chunk
+def _chunks(descriptor: int, size: int, source: Path) -> Iterator[bytes]:
+    file = printable(str(source))
+    for begin in range(0, size, _CHUNK):
+        yield read_exactly(descriptor, min(_CHUNK, size - begin), file)
 
 
 def _write_durably(path: Path, content: Iterable[bytes]) -> None:

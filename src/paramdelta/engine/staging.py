@@ -128,7 +128,7 @@ class Staging:
                 if name in places and _has_size(places[name] / name, sizes[name])
             }
         self._is_ours = True
-        self._clear({_LOCK, _HOLDER, JOURNAL, *self.finished})
+        self._clear({_LOCK, _HOLDER, *self.finished} | (set() if overwrite else {JOURNAL}))
 
     def _another_merge(self, differing: list[str]) -> OutputError:
         lines = [f"  {line}" for line in differing[:_MOST_LINES]]

@@ -22,7 +22,7 @@ from paramdelta.engine.digests import LEAF, REGION, Digest
 from paramdelta.engine.progress import Progress
 from paramdelta.engine.receipt import RECEIPT, STAGING, listed_files, read_receipt
 from paramdelta.errors import CancelledError, CheckpointError, ParamDeltaError
-from paramdelta.storage.memory import Buffer
+from paramdelta.storage.pages import Buffer
 from paramdelta.storage.source import open_source
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.engine import kernels
 from paramdelta.engine.kernels import Places
 from paramdelta.engine.windows import Batch, Segment, Step, Window, batches, carried, scale_rows, segments
-from paramdelta.storage.memory import Buffer
+from paramdelta.storage.pages import Buffer
 from paramdelta.storage.platform import ALIGNMENT
 
 if TYPE_CHECKING:

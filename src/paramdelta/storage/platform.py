@@ -9,25 +9,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import mmap
 import os
 import sys
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-PAGE: Final = mmap.PAGESIZE
+if TYPE_CHECKING:
+    from pathlib import Path
+
 ALIGNMENT: Final = 4096
 """Bytes. Direct I/O of every common device accepts offsets, lengths and addresses that are multiples of this."""
 
-_MADV_HUGEPAGE: Final = 14
-_MADV_POPULATE_READ: Final = 22  # Linux 5.14; not named in Python 3.11
 _RWF_DONTCACHE: Final = 0x80  # Linux 6.14; not named in Python
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY})
-_EHWPOISON: Final[int] = getattr(errno, "EHWPOISON", 133)
-
-HUGE_PAGE: Final = 2 << 20
-"""Bytes. What most systems call one, or a multiple or part of that: memory aligned to it can be made of them."""
-
 _MOST_PER_CALL: Final = 1 << 30  # Linux stops short of 2 GiB in one call anyway
 
 _O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)
@@ -35,7 +28,7 @@ _O_CLOEXEC: Final[int] = getattr(os, "O_CLOEXEC", 0)
 _O_DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 
 
-def _c_library() -> Any:
+def _load_c_library() -> Any:
     """Return libc (its calls release the GIL, unlike mmap.madvise), or None where there is none to load."""
     if os.name != "posix":
         return None
@@ -45,11 +38,12 @@ def _c_library() -> Any:
         return None
 
 
-_libc: Final = _c_library()
+c_library: Final = _load_c_library()
 
 
-def _c_function(name: str, *argument_types: Any) -> Any:
-    function = getattr(_libc, name, None) if _libc is not None else None
+def c_function(name: str, *argument_types: Any) -> Any:
+    """Return a function of the C library that returns an int, or None where it has none of that name."""
+    function = getattr(c_library, name, None) if c_library is not None else None
     if function is not None:
         function.argtypes = argument_types
         function.restype = ctypes.c_int
@@ -57,10 +51,9 @@ def _c_function(name: str, *argument_types: Any) -> Any:
 
 
 _off_t: Final = ctypes.c_int64
-_fallocate: Final = _c_function("fallocate", ctypes.c_int, ctypes.c_int, _off_t, _off_t)
-_sync_file_range: Final = _c_function("sync_file_range", ctypes.c_int, _off_t, _off_t, ctypes.c_uint)
-_madvise: Final = _c_function("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_mincore: Final = _c_function("mincore", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+_fallocate: Final = c_function("fallocate", ctypes.c_int, ctypes.c_int, _off_t, _off_t)
+_system_call: Final = getattr(c_library, "syscall", None) if sys.platform.startswith("linux") else None
+_sync_file_range: Final = c_function("sync_file_range", ctypes.c_int, _off_t, _off_t, ctypes.c_uint)
 
 
 def _last_error(path: str = "") -> OSError:
@@ -116,19 +109,6 @@ def _fcntl(descriptor: int, command: int, argument: Any) -> Any:
     import fcntl
 
     return fcntl.fcntl(descriptor, command, argument)
-
-
-def raise_open_file_limit() -> None:
-    """Lift the soft limit of open files to the hard one: a 671B triple has 489 input shards, macOS starts at 256."""
-    try:
-        import resource
-    except ImportError:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 # --- positional reads and writes -------------------------------------------------------------------------------------
@@ -198,158 +178,6 @@ def uncached_read_flags(descriptor: int) -> int:
     except OSError:
         return 0
     return _RWF_DONTCACHE
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-def allocate(size: int) -> memoryview:
-    """Return ``size`` bytes of fresh, page-aligned, writable memory that no file backs.
-
-    In huge pages where the system has them, but for the rest behind the last whole one: a device moves a range of
-    scattered small pages in requests of a megabyte or less (virtio takes 254 pieces), which costs speed.
-    """
-    memory = _anonymous(size + HUGE_PAGE if size >= HUGE_PAGE else max(size, PAGE))
-    begin = -address_of(memory) % HUGE_PAGE if size >= HUGE_PAGE else 0
-    view = memoryview(memory)[begin : begin + size]
-    if size >= HUGE_PAGE:
-        _advise_memory(address_of(view), size - size % HUGE_PAGE, _MADV_HUGEPAGE)
-    return view
-
-
-def _anonymous(size: int) -> mmap.mmap:
-    if hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MAP_ANONYMOUS"):
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return mmap.mmap(-1, size)
-
-
-def populate(address: int, size: int) -> bool:
-    """Map the pages of a file mapping in one call rather than one fault each.
-
-    Returns False where a page cannot be had, since the file has become shorter or the device failed: touching it
-    would end the process. True says nothing where the system has no such call.
-    """
-    return _advise_memory(address, size, _MADV_POPULATE_READ) not in {errno.EFAULT, _EHWPOISON}
-
-
-def _advise_memory(address: int, size: int, advice: int) -> int:
-    """Return 0, or the error number of a refusal."""
-    begin = address - address % PAGE
-    if _madvise is None or _madvise(begin, address + size - begin, advice) == 0:
-        return 0
-    return ctypes.get_errno()
-
-
-def map_range(descriptor: int, offset: int, size: int) -> mmap.mmap:
-    """Map bytes of a file to read, from the allocation granularity below ``offset`` on.
-
-    Raises:
-        OSError: the filesystem maps nothing, there is no address space, or the file has become shorter.
-    """
-    begin = offset - offset % mmap.ALLOCATIONGRANULARITY
-    try:
-        return mmap.mmap(descriptor, offset + size - begin, access=mmap.ACCESS_READ, offset=begin)
-    except ValueError as error:
-        raise OSError(errno.EINVAL, str(error)) from None
-
-
-def resident_share(descriptor: int, size: int, samples: int = 64) -> float:
-    """Estimate which share (0 to 1) of a file lies in the page cache, from evenly spread samples.
-
-    Returns 0.0 where the system does not tell.
-    """
-    pages = -(-size // PAGE)
-    if pages == 0:
-        return 0.0
-    if not _may_see_residency(descriptor):
-        return _share_read_without_waiting(descriptor, pages, samples)
-    if _mincore is None:
-        return 0.0
-    run = 16
-    seen = resident = 0
-    for step in range(samples):
-        first = step * pages // samples
-        count = min(run, pages - first)
-        try:
-            mapping = map_range(descriptor, first * PAGE, min(count * PAGE, size - first * PAGE))
-        except OSError:
-            return 0.0
-        with mapping:
-            vector = ctypes.create_string_buffer(run)
-            begin = address_of(mapping) + first * PAGE % mmap.ALLOCATIONGRANULARITY
-            if _mincore(begin, count * PAGE, ctypes.addressof(vector)) != 0:
-                return 0.0
-        seen += count
-        resident += sum(byte & 1 for byte in vector.raw[:count])
-    return resident / seen
-
-
-def _may_see_residency(descriptor: int) -> bool:
-    """Return whether mincore tells the truth: of a file that is neither owned nor writable it calls all resident."""
-    if not hasattr(os, "geteuid"):
-        return False
-    owner = os.fstat(descriptor).st_uid
-    return os.geteuid() in {0, owner}
-
-
-def _share_read_without_waiting(descriptor: int, pages: int, samples: int) -> float:
-    """Return the share of sampled pages that can be read at once; 0.0 where the system always waits."""
-    flag = getattr(os, "RWF_NOWAIT", 0)
-    if not flag:
-        return 0.0
-    resident = 0
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # or each sample would start a read-ahead
-    try:
-        for step in range(samples):
-            with contextlib.suppress(BlockingIOError):
-                resident += _read_some(descriptor, memoryview(bytearray(1)), step * pages // samples * PAGE, flag)
-    except OSError:
-        return 0.0
-    finally:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
-    return resident / samples
-
-
-def restore_floats() -> None:
-    """Give this thread the floating-point environment that programs start with, where the C library can do so."""
-    call = getattr(_libc, "fesetenv", None) if _libc is not None else None
-    if call is None:
-        return
-    try:
-        default = ctypes.addressof(ctypes.c_byte.in_dll(_libc, "_FE_DFL_ENV"))  # macOS
-    except ValueError:
-        default = -1  # glibc and musl
-    call(ctypes.c_void_p(default))
-
-
-def address_of(memory: memoryview | mmap.mmap) -> int:
-    """Return the address of a buffer's first byte. The caller keeps the buffer alive while the address is in use."""
-    import numpy as np  # planning imports this module and must start without numpy
-
-    return int(np.frombuffer(memory, dtype=np.uint8).ctypes.data)
-
-
-def peak_rss() -> int:
-    """Return the most bytes of RAM this process has held at once, as the system reports it (VmHWM).
-
-    ``ru_maxrss`` is a last resort: on Linux a child's starts from its parent's.
-    """
-    with (
-        contextlib.suppress(OSError),
-        Path("/proc/self/status").open(encoding="ascii", errors="replace") as status,
-    ):
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import psutil
-
-    peak_on_windows = getattr(psutil.Process().memory_info(), "peak_wset", None)
-    if peak_on_windows is not None:
-        return int(peak_on_windows)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 # --- cache, allocation, durability -----------------------------------------------------------------------------------
@@ -454,3 +282,37 @@ def sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+# --- quotas ----------------------------------------------------------------------------------------------------------
+
+
+class _Quota(ctypes.Structure):
+    """What Linux's quotactl fills in (struct if_dqblk): limits in KiB, use in bytes."""
+
+    _fields_ = (
+        ("hard_limit", ctypes.c_uint64),
+        ("soft_limit", ctypes.c_uint64),
+        ("used", ctypes.c_uint64),
+        ("of_files", ctypes.c_uint64 * 3),
+        ("grace_ends", ctypes.c_uint64 * 2),
+        ("valid", ctypes.c_uint32),
+    )
+
+
+def quota_left(descriptor: int) -> int | None:
+    """Return the bytes that quotas of this user and group leave on a file's filesystem.
+
+    None where there is no limit, or the system does not tell. Quotas of projects need no look: filesystems count them
+    in what they call free.
+    """
+    if _system_call is None:
+        return None
+    quotactl_fd, get_quota = 443, 0x800007  # Linux 5.14; the same number on every architecture that Python runs on
+    left = []
+    for kind, identity in enumerate((os.geteuid(), os.getegid())):
+        found = _Quota()
+        arguments = (ctypes.c_int(descriptor), ctypes.c_uint(get_quota << 8 | kind), ctypes.c_int(identity))
+        if _system_call(ctypes.c_long(quotactl_fd), *arguments, ctypes.byref(found)) == 0 and found.hard_limit:
+            left.append(max(0, found.hard_limit * 1024 - found.used))
+    return min(left, default=None)

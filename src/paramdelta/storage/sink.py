@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from paramdelta.errors import OutputError
 from paramdelta.storage import platform
-from paramdelta.storage.memory import Buffer
+from paramdelta.storage.pages import Buffer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,9 +13,9 @@ import os
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from paramdelta.errors import CheckpointError, InputChangedError
-from paramdelta.storage import platform
-from paramdelta.storage.memory import Buffer
-from paramdelta.storage.platform import ALIGNMENT, PAGE
+from paramdelta.storage import pages, platform
+from paramdelta.storage.pages import PAGE, Buffer
+from paramdelta.storage.platform import ALIGNMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,7 +163,7 @@ class MappedSource:
             raise OSError(errno.EINVAL, "an empty file cannot be mapped", path)
         self._file = _File(path, size)
         try:
-            platform.map_range(self._file.descriptor, 0, 1).close()
+            pages.map_range(self._file.descriptor, 0, 1).close()
         except OSError as error:
             try:
                 self._file.check_size()  # it may have become empty
@@ -173,7 +173,7 @@ class MappedSource:
 
     def resident_share(self) -> float:
         """Return the share of the file, 0 to 1, that the page cache holds, by a sample."""
-        return platform.resident_share(self._file.descriptor, self._file.size)
+        return pages.resident_share(self._file.descriptor, self._file.size)
 
     def room(self, size: int) -> int:
         """Return the bytes of the pages that hold the range: not of the lent buffer, but as much of the budget."""
@@ -186,8 +186,8 @@ class MappedSource:
         """
         self._file.check_size()
         mapping = self._map(offset, size)
-        address = platform.address_of(mapping) + offset % mmap.ALLOCATIONGRANULARITY
-        if not platform.populate(address, size):
+        address = pages.address_of(mapping) + offset % mmap.ALLOCATIONGRANULARITY
+        if not pages.populate(address, size):
             mapping.close()
             self._file.check_size()
             raise self._unreadable(offset, size, "the device failed")
@@ -195,7 +195,7 @@ class MappedSource:
 
     def _map(self, offset: int, size: int) -> mmap.mmap:
         try:
-            return platform.map_range(self._file.descriptor, offset, size)
+            return pages.map_range(self._file.descriptor, offset, size)
         except OSError as error:
             self._file.check_size()
             raise self._unreadable(offset, size, error.strerror) from error
@@ -235,7 +235,7 @@ class PositionalSource:
         self._file.read(offset, memory[:size], size, self._flags)
         if not self._flags:
             platform.drop_cached(self._file.descriptor, offset, size)
-        return Loan(platform.address_of(memory), size)
+        return Loan(pages.address_of(memory), size)
 
     def give_back(self, loan: Loan) -> None:
         """Nothing to do: the buffer is the caller's."""
@@ -267,7 +267,7 @@ class DirectSource:
         begin = offset - offset % ALIGNMENT
         end = _round_up(offset + size)
         self._file.read(begin, memory[: end - begin], offset + size - begin, grain=ALIGNMENT)
-        return Loan(platform.address_of(memory) + offset - begin, size)
+        return Loan(pages.address_of(memory) + offset - begin, size)
 
     def give_back(self, loan: Loan) -> None:
         """Nothing to do: the buffer is the caller's."""
