@@ -23,6 +23,7 @@ from paramdelta.errors import (
     InputChangedError,
     MismatchError,
     NonFiniteError,
+    OutputError,
     ParamDeltaError,
     RecipeError,
 )
@@ -37,9 +38,10 @@ from paramdelta.storage.source import IO_CHOICES
 if TYPE_CHECKING:
     import os
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from paramdelta.engine.progress import Progress
+    from paramdelta.planning.layout import OutputShard
     from paramdelta.planning.policies import Policies
 
 
@@ -337,11 +339,29 @@ def _documents(plan: Plan, path: Path, losses: dict[str, Any] | None) -> dict[st
     return {"recipe.yaml": recipe.encode(), "README.md": model_card(plan, lost).encode()}
 
 
-def warnings_for(plan: Plan, output: str | os.PathLike[str] | None = None) -> list[PlanWarning]:
-    """Return the plan's own warnings and those of this machine: too little disk or RAM."""
+def warnings_for(
+    plan: Plan, output: str | os.PathLike[str] | None = None, *, overwrite: bool = False
+) -> list[PlanWarning]:
+    """Return the plan's own warnings and those of this machine: a refused or unfinished output, too little disk or RAM.
+
+    Args:
+        output: where the output would go; by default only the current directory's disk is looked at.
+        overwrite: whether the merge would replace what an earlier one wrote there.
+    """
     warnings = list(plan.warnings)
-    size = sum(shard.size for shard in plan.shards)
-    free = free_space(Path(output if output is not None else ".").absolute())
+    missing: Sequence[OutputShard] = plan.shards
+    place = Path(output if output is not None else ".").absolute()
+    if output is not None and (overwrite or not is_complete(place, plan)):
+        directory = OutputDirectory(place, plan, overwrite=overwrite)
+        try:
+            directory.look()
+        except OutputError as error:
+            warnings.append(PlanWarning("output", " ".join(str(error).split())))
+        missing = directory.staging.missing()
+        if len(missing) < len(plan.shards):
+            done = f"{len(plan.shards) - len(missing)} of {len(plan.shards)} shards are finished"
+            warnings.append(PlanWarning("unfinished", f"{done} and kept: a merge goes on from there"))
+    size, free = sum(shard.size for shard in missing), free_space(place)
     if free < size:
         warnings.append(PlanWarning("disk", f"the output takes {format_size(size)}, {format_size(free)} are free"))
     needed, available = estimate_memory(plan), budgets.available_memory()

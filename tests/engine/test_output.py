@@ -14,13 +14,14 @@ import pytest
 
 from paramdelta import api
 from paramdelta.checkpoint.checkpoint import FileIdentity
+from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.engine import output as output_module
 from paramdelta.engine.digests import Digest, Digester
 from paramdelta.engine.journal import JOURNAL
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.progress import FinishedShard
-from paramdelta.engine.receipt import RECEIPT, STAGING, is_complete, read_receipt
+from paramdelta.engine.receipt import RECEIPT, is_complete, read_receipt
 from paramdelta.engine.staging import Staging
 from paramdelta.errors import (
     BudgetError,

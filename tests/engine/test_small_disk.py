@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import paramdelta
+from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.engine.output import OutputDirectory
-from paramdelta.engine.receipt import STAGING
 from paramdelta.errors import OutputError
 from tests.make import normal, write_checkpoint
 

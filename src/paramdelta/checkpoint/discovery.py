@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model" + WEIGHTS_SUFFIX
 MODEL_INDEX = "model" + INDEX_SUFFIX
+STAGING = ".paramdelta"
+"""What a merge keeps in its output until that is published."""
 
 _NUMBERED = re.compile(r"-\d+-of-\d+\.safetensors\Z")
 
@@ -75,6 +77,8 @@ def _in_directory(root: Path) -> Weights:
     names = _file_names(root)
     indexes = _preferred([name for name in names if name.endswith(INDEX_SUFFIX)])
     weights = _preferred([name for name in names if name.endswith(WEIGHTS_SUFFIX)])
+    if not indexes and MODEL_FILE not in weights and (root / STAGING).is_dir():
+        raise unsupported.unfinished(root)
     if not weights and not indexes:
         raise unsupported.no_weights(root, names)
     index = _choose_index(root, indexes, weights)

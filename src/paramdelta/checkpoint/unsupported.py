@@ -80,6 +80,15 @@ def no_weights(root: Path, names: Sequence[str]) -> CheckpointError:
     )
 
 
+def unfinished(root: Path) -> CheckpointError:
+    """Return the error for a directory in which a merge has begun and published nothing yet."""
+    return CheckpointError(
+        "holds an unfinished merge",
+        file=printable(str(root)),
+        remedy="The command that began it goes on from there: wait for what it publishes, or repeat it.",
+    )
+
+
 def refuse_by_name(path: Path) -> None:
     """Raise UnsupportedCheckpointError where the name of `path` says that it is no safetensors model."""
     file = printable(str(path))

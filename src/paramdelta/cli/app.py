@@ -244,7 +244,12 @@ def merge(
 
 @commands.command()
 @_recipe_options
-@click.option("-o", "--output", metavar="OUT", help="Where the output would go: its disk is looked at.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="Where the output would go: what is there, and how much room.",
+)
 @_output_options
 def plan(
     *,

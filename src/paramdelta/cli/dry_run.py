@@ -56,7 +56,7 @@ def show(files: Sequence[str], directory: str | None, *, overwrite: bool, quiet:
 
 def _planned(step: Step, *, overwrite: bool, quiet: bool, as_json: bool) -> dict[str, Any]:
     made = make_plan(step.recipe)
-    warnings, memory = api.warnings_for(made, step.output), api.estimate_memory(made)
+    warnings, memory = api.warnings_for(made, step.output, overwrite=overwrite), api.estimate_memory(made)
     complete = not overwrite and is_complete(Path(step.output), made)
     report = {"output": step.output, "already_complete": complete}
     if as_json:

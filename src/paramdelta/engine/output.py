@@ -12,11 +12,12 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from paramdelta.checkpoint.checkpoint import FileIdentity
+from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.checkpoint.files import open_regular, read_exactly
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.engine.inputs import check_identity
 from paramdelta.engine.location import free_space, make_directories, refusals, refuse_inputs
-from paramdelta.engine.receipt import RECEIPT, STAGING, is_abandoned, listed_files, read_receipt
+from paramdelta.engine.receipt import RECEIPT, is_abandoned, listed_files, read_receipt
 from paramdelta.engine.staging import Staging
 from paramdelta.errors import InputChangedError, OutputError
 from paramdelta.planning.layout import INDEX_FILE, SINGLE_FILE
@@ -85,6 +86,14 @@ class OutputDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._clean_up()
+
+    def look(self) -> None:
+        """See what `__enter__` would find, and touch nothing. Raises as that does, unless a lock is in the way."""
+        with refusals(self.path):
+            refuse_inputs(self.path, self._plan)
+            self._refuse_strangers()
+            if self.staging.path.is_dir():
+                self.staging.finished = {} if self._overwrite else self.staging.look(self._own_files())
 
     def begin(self) -> None:
         """Remove the old output, once nothing that can be known speaks against the new one; copy the sidecars.

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
+from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.checkpoint.files import read_whole
 from paramdelta.engine.digests import REGION
 from paramdelta.engine.progress import Requantised
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from paramdelta.planning.layout import OutputShard
     from paramdelta.planning.plan import Plan
 
-STAGING: Final = ".paramdelta"
 RECEIPT: Final = "paramdelta.json"
 _MOST_BYTES: Final = 1 << 30
 

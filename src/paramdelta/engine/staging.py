@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 import filelock
 
+from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.checkpoint.files import read_whole
 from paramdelta.checkpoint.wording import printable
 from paramdelta.engine.journal import JOURNAL, JournalWriter, read_journal
-from paramdelta.engine.receipt import STAGING
 from paramdelta.errors import CheckpointError, OutputError
 from paramdelta.planning.identity import differences, digest_of, identity_of
 from paramdelta.storage import platform
@@ -104,6 +104,27 @@ class Staging:
             remedy="Choose an output on another filesystem, and copy it here when it is done.",
         )
 
+    def look(self, published: Iterable[str] = ()) -> dict[str, FinishedShard]:
+        """Return the shards that an earlier run of this very merge has finished. Touches nothing; needs no lock.
+
+        Raises:
+            OutputError: the earlier run was of another merge; lists what differs.
+        """
+        journal = read_journal(self.path, self._plan)
+        if journal is None:
+            return {}
+        identity = identity_of(self._plan)
+        if digest_of(journal.identity) != digest_of(identity):
+            raise self._another_merge(differences(journal.identity, identity))
+        sizes = {shard.name: shard.size for shard in self._plan.shards}
+        staged = (entry.name for entry in self.path.iterdir())
+        places = {**dict.fromkeys(published, self._output), **dict.fromkeys(staged, self.path)}
+        return {
+            name: finished
+            for name, finished in journal.shards.items()
+            if name in places and _has_size(places[name] / name, sizes[name])
+        }
+
     def take_stock(self, *, overwrite: bool, published: Iterable[str] = ()) -> None:
         """See which shards an earlier run of this very merge has finished; remove what else it left.
 
@@ -114,19 +135,7 @@ class Staging:
         Raises:
             OutputError: the earlier run was of another merge; lists what differs.
         """
-        journal = None if overwrite else read_journal(self.path, self._plan)
-        if journal is not None:
-            identity = identity_of(self._plan)
-            if digest_of(journal.identity) != digest_of(identity):
-                raise self._another_merge(differences(journal.identity, identity))
-            sizes = {shard.name: shard.size for shard in self._plan.shards}
-            staged = (entry.name for entry in self.path.iterdir())
-            places = {**dict.fromkeys(published, self._output), **dict.fromkeys(staged, self.path)}
-            self.finished = {
-                name: finished
-                for name, finished in journal.shards.items()
-                if name in places and _has_size(places[name] / name, sizes[name])
-            }
+        self.finished = {} if overwrite else self.look(published)
         self._is_ours = True
         self._clear({_LOCK, _HOLDER, *self.finished} | (set() if overwrite else {JOURNAL}))
 

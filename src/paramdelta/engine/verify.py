@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import xxhash
 
 from paramdelta.checkpoint.checkpoint import open_checkpoint
+from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.checkpoint.files import open_regular, read_exactly
 from paramdelta.checkpoint.header import PREFIX_BYTES, parse_header, parse_length
+from paramdelta.checkpoint.unsupported import unfinished
 from paramdelta.checkpoint.wording import clipped, listed, printable, quoted
 from paramdelta.engine.digests import LEAF, REGION, Digest
 from paramdelta.engine.progress import Progress
-from paramdelta.engine.receipt import RECEIPT, STAGING, listed_files, read_receipt
+from paramdelta.engine.receipt import RECEIPT, listed_files, read_receipt
 from paramdelta.errors import CancelledError, CheckpointError, ParamDeltaError
 from paramdelta.storage.pages import Buffer
 from paramdelta.storage.source import open_source
@@ -80,11 +82,7 @@ def read_claims(output: Path) -> Claims:
         raise CheckpointError("no such directory", file=printable(str(output)), remedy="Check the spelling.")
     receipt = read_receipt(output)
     if receipt is None and (output / STAGING).is_dir():
-        raise CheckpointError(
-            "holds an unfinished merge",
-            file=printable(str(output)),
-            remedy="The command that began it goes on from there; verify what it publishes.",
-        )
+        raise unfinished(output)
     if receipt is None:
         raise CheckpointError(
             f"no {RECEIPT} that makes sense: not an output of paramdelta, or damaged",
