@@ -299,7 +299,7 @@ def _require_settings(io: str, workers: int | None) -> None:
 
 def estimate_memory(plan: Plan) -> int:
     """Return the bytes of RAM that a merge holds by default on this machine."""
-    kernels = 150_000_000  # interpreter, numba and its compiled kernels, as measured
+    kernels = 100_000_000  # interpreter, numpy and machine code, as measured
     used = kernels + _manifest_bytes(plan)
     return budgets.decide(None, None, budgets.Shape.of(plan.operations), used, used).memory
 

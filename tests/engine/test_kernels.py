@@ -3,9 +3,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -15,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.engine import arithmetic, kernels
+from paramdelta.engine import kernels
 from paramdelta.engine.kernels import MERGEABLE, fuse, prepare
 from paramdelta.errors import ParamDeltaError
 from tests import exact, oracle
@@ -23,7 +20,6 @@ from tests.exact import UINT, run, values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from tests.exact import Codes
 
@@ -314,7 +310,7 @@ def test_requests_that_make_no_sense_are_refused(dtypes: Sequence[str], alphas: 
         prepare([(tuple(dtypes), alphas, out)])
 
 
-# The processor, and the cache of compiled code.
+# The processor.
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "fesetround"), reason="this C library is not asked for rounding")
@@ -326,46 +322,17 @@ def test_a_thread_in_another_rounding_mode_is_noticed_and_restored() -> None:
         if library.fesetround(mode) != 0:
             continue
         try:
-            seen.append(arithmetic.floats_are_strict(kernels._TINY, kernels._ULP))
+            seen.append(kernels.floats_are_strict())
             kernels.require_strict_floats()
             assert library.fegetround() == nearest
         finally:
             library.fesetround(nearest)
     assert seen
     assert not any(seen)
-    assert arithmetic.floats_are_strict(kernels._TINY, kernels._ULP)
+    assert kernels.floats_are_strict()
 
 
 def test_floats_that_cannot_be_restored_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_TINY", 0.0)  # as a processor that flushes subnormals sees it
     with pytest.raises(ParamDeltaError, match="flushes subnormal"):
         kernels.require_strict_floats()
-
-
-@pytest.mark.parametrize("damage", [b"", b"not a cache", None])
-def test_a_damaged_cache_of_compiled_code_costs_a_compilation_and_nothing_else(
-    tmp_path: Path, damage: bytes | None
-) -> None:
-    program = (
-        "from paramdelta.engine import arithmetic\n"
-        "assert arithmetic.floats_are_strict(2.0**-1073, 2.0**-53)\n"
-        "print(sum(arithmetic.floats_are_strict.stats.cache_hits.values()))\n"
-    )
-
-    def hits() -> str:
-        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    assert (hits(), hits()) == ("0", "1")
-    for file in (tmp_path / "cache").rglob("*.nb?"):
-        if damage is None:
-            file.unlink()
-            file.mkdir()  # can be neither read nor written
-        else:
-            file.write_bytes(damage)
-    assert hits() == "0"
-    assert hits() == ("0" if damage is None else "1")

@@ -9,14 +9,16 @@ Elsewhere an exact zero is +0 and a NaN is the canonical quiet one, so that ever
 
 from __future__ import annotations
 
+import struct
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.checkpoint.scaling import Blocks
-from paramdelta.engine import arithmetic, scaled, shortcuts
+from paramdelta.engine.machine_code import Loop, loop
+from paramdelta.engine.scratch import BLOCK, Scratch
 from paramdelta.errors import ParamDeltaError
 from paramdelta.planning.parts import Operand
 from paramdelta.storage import process
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
     Addresses = NDArray[np.uint64]
     Counters = NDArray[np.int64]
-    Kernel = Callable[[Addresses, int, int, int, Counters], None]
+    Kernel = Callable[[int, int, int, int, int], None]
+    """Called with the addresses of the operands' addresses and of the output, elements, and the counters' address."""
 
 _FORMATS = {
     "BF16": (7, 8, 0x7F7F),
@@ -42,12 +45,12 @@ _FORMATS = {
 }
 """Bits of the fraction and of the exponent, and the code of the greatest finite number."""
 
-_SHORTCUTS = {"BF16": shortcuts.skim_bf16, "F16": shortcuts.skim_f16, "F32": shortcuts.skim_f32}
+_SHORTCUTS = {"BF16": "skim_bf16", "F16": "skim_f16", "F32": "skim_f32"}
 """For one dtype throughout."""
 
 _TINY, _ULP = 2.0**-1073, 2.0**-53
 
-_STRETCH = 16 * arithmetic.BLOCK
+_STRETCH: Final = 16 * BLOCK
 """Elements done in full where a shortcut stops: enough to hide the calls, too few to matter where it happens once."""
 
 MERGEABLE: tuple[str, ...] = tuple(_FORMATS)
@@ -95,7 +98,7 @@ def fuse(
     Raises:
         ValueError: a dtype is not in `MERGEABLE`, or the lengths do not fit each other.
     """
-    _kernel(dtypes, alphas, out_dtype)(addresses, int(out_address), 0, int(count), counters)
+    _kernel(dtypes, alphas, out_dtype)(_at(addresses), out_address, 0, count, _at(counters))
 
 
 def fuse_scaled(
@@ -119,18 +122,15 @@ def fuse_scaled(
         out_dtype: a dtype of `MERGEABLE`.
         counters: as in `fuse`.
     """
-    scaled.fuse_scaled(
-        _formats((*(operand.dtype for operand in operands), out_dtype)),
-        _forms(tuple(operand.scale for operand in operands)),
-        np.array(alphas, np.float64),
-        np.array(places.matrices, np.int64),
-        np.array(places.scales, np.int64),
+    described, scratch = _Described.of(operands, out_dtype, alphas, places), Scratch()
+    loop("scaled", "fuse_scaled")(
+        *described.addresses,
         columns,
         elements.start,
         elements.stop,
         out_address,
-        counters,
-        *_scratch(),
+        _at(counters),
+        *scratch.addresses,
     )
 
 
@@ -155,22 +155,22 @@ def requantise(
     found = np.zeros(-(-columns // blocks.columns), np.uint64)
     errors = np.zeros(2, np.float64)
     width = DTYPES[scale_dtype].bits // 8
-    scaled.requantise(
-        _formats((*(operand.dtype for operand in operands), "F8_E4M3")),
-        _forms(tuple(operand.scale for operand in operands)),
-        np.array(alphas, np.float64),
-        np.array(places.matrices, np.int64),
-        np.array(places.scales, np.int64),
+    described = _Described.of(operands, "F8_E4M3", alphas, places)
+    form = np.array([blocks.rows, blocks.columns, blocks.powers_of_two, width], np.int64)
+    scratch, sums = Scratch(), np.empty(blocks.rows * blocks.columns, np.float64)
+    loop("scaled", "requantise")(
+        *described.addresses,
         columns,
         rows.start,
         rows.stop,
         out_address,
-        np.array([blocks.rows, blocks.columns, blocks.powers_of_two, width], np.int64),
-        found,
-        counters,
-        errors,
-        *_scratch(),
-        np.empty(blocks.rows * blocks.columns, np.float64),
+        _at(form),
+        len(found),
+        _at(found),
+        _at(counters),
+        _at(errors),
+        *scratch.addresses,
+        _at(sums),
     )
     return Band(found.astype(f"<u{width}").tobytes(), float(errors[0]), float(errors[1]))
 
@@ -184,13 +184,15 @@ def prepare_scaled() -> None:
 
 def prepare(combinations: Iterable[tuple[tuple[str, ...], tuple[float, ...], str]]) -> None:
     """Compile, or load, what `fuse` needs for these (dtypes, alphas, out_dtype), so that no later call waits for it."""
-    arithmetic.floats_are_strict(_TINY, _ULP)
+    floats_are_strict()
     for dtypes, alphas, out_dtype in combinations:
-        nowhere = np.zeros(len(dtypes), np.uint64)
-        counters = np.zeros(2, np.int64)
-        fuse(nowhere, dtypes, alphas, 0, out_dtype, 0, counters)
-        if alphas == (1.0,):  # where a shortcut stops
-            _fuse_exact(np.zeros((4, 2), np.int64), nowhere, 0, 0, 0, counters)
+        _kernel(dtypes, alphas, out_dtype)
+
+
+def floats_are_strict() -> bool:
+    """Return whether this thread keeps subnormals and rounds to nearest, as programs start with."""
+    bits = struct.unpack("<2q", struct.pack("<2d", _TINY, _ULP))
+    return loop("arithmetic", "floats_are_strict")(*bits) == 1
 
 
 def require_strict_floats() -> None:
@@ -199,10 +201,10 @@ def require_strict_floats() -> None:
     Raises:
         ParamDeltaError: they do not, and cannot be made to.
     """
-    if arithmetic.floats_are_strict(_TINY, _ULP):
+    if floats_are_strict():
         return
     process.restore_floats()
-    if not arithmetic.floats_are_strict(_TINY, _ULP):
+    if not floats_are_strict():
         raise ParamDeltaError(
             "this process flushes subnormal numbers or rounds in another way than to nearest",
             remedy="Find the library that does so (built with -ffast-math?), or merge in a process without it.",
@@ -217,44 +219,68 @@ def _kernel(dtypes: tuple[str, ...], alphas: tuple[float, ...], out_dtype: str) 
         raise ValueError(f"{len(alphas)} coefficients do not fit {len(dtypes)} operands")
     formats = _formats((*dtypes, out_dtype))
     if alphas != (1.0,):
-        return partial(_fuse_weighted, formats, np.array(alphas, np.float64))
+        return partial(_fuse_weighted, loop("arithmetic", "fuse_weighted"), formats, np.array(alphas, np.float64))
+    exact = partial(_fuse_exact, loop("arithmetic", "fuse_exact"), formats)
     if set(dtypes) == {out_dtype} and out_dtype in _SHORTCUTS:
-        return partial(_fuse_alike, _SHORTCUTS[out_dtype], formats)
-    return partial(_fuse_exact, formats)
+        return partial(_fuse_alike, loop("shortcuts", _SHORTCUTS[out_dtype]), exact)
+    return exact
 
 
-def _fuse_alike(
-    skim: Callable[[Addresses, int, int, int], int],
-    formats: NDArray[np.int64],
-    addresses: Addresses,
-    out: int,
-    begin: int,
-    end: int,
-    counters: Counters,
-) -> None:
+def _fuse_alike(skim: Loop, exact: Kernel, addresses: int, out: int, begin: int, end: int, counters: int) -> None:
     """Take the shortcut as far as it goes, a stretch in full, the shortcut again."""
     while (begin := skim(addresses, out, begin, end)) < end:
         stop = min(begin + _STRETCH, end)
-        _fuse_exact(formats, addresses, out, begin, stop, counters)
+        exact(addresses, out, begin, stop, counters)
         begin = stop
 
 
 def _fuse_exact(
-    formats: NDArray[np.int64], addresses: Addresses, out: int, begin: int, end: int, counters: Counters
+    fuse: Loop, formats: NDArray[np.int64], addresses: int, out: int, begin: int, end: int, counters: int
 ) -> None:
-    arithmetic.fuse_exact(formats, addresses, out, begin, end, counters, *_scratch())
+    scratch = Scratch()
+    fuse(_at(formats), addresses, out, begin, end, counters, *scratch.addresses)
 
 
 def _fuse_weighted(
+    fuse: Loop,
     formats: NDArray[np.int64],
     alphas: NDArray[np.float64],
-    addresses: Addresses,
+    addresses: int,
     out: int,
     begin: int,
     end: int,
-    counters: Counters,
+    counters: int,
 ) -> None:
-    arithmetic.fuse_weighted(formats, alphas, addresses, out, begin, end, counters, *_scratch())
+    scratch = Scratch()
+    fuse(_at(formats), len(alphas), _at(alphas), addresses, out, begin, end, counters, *scratch.addresses)
+
+
+def _at(array: NDArray[np.generic]) -> int:
+    """Return where an array begins; the caller keeps it alive."""
+    return int(array.ctypes.data)
+
+
+class _Described(NamedTuple):
+    """Operands as `paramdelta.engine.loops.scaled` wants them: how many, and arrays that describe them."""
+
+    number: int
+    arrays: tuple[NDArray[np.generic], ...]
+
+    @classmethod
+    def of(cls, operands: Sequence[Operand], out_dtype: str, alphas: tuple[float, ...], places: Places) -> _Described:
+        arrays = (
+            _formats((*(operand.dtype for operand in operands), out_dtype)),
+            _forms(tuple(operand.scale for operand in operands)),
+            np.array(alphas, np.float64),
+            np.array(places.matrices, np.int64),
+            np.array(places.scales, np.int64),
+        )
+        return cls(len(operands), arrays)
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """How many operands, and where each array begins."""
+        return (self.number, *map(_at, self.arrays))
 
 
 @lru_cache(maxsize=64)
@@ -263,7 +289,7 @@ def _formats(dtypes: tuple[str, ...]) -> NDArray[np.int64]:
 
 
 def _forms(scales: tuple[Scale | None, ...]) -> NDArray[np.int64]:
-    """Return the rows that `paramdelta.engine.scaled` wants; a matrix without scales has a form of zeros."""
+    """Return the rows that `paramdelta.engine.loops.scaled` wants; a matrix without scales has a form of zeros."""
     rows = [
         (0, 0, 0, 0)
         if scale is None
@@ -271,8 +297,3 @@ def _forms(scales: tuple[Scale | None, ...]) -> NDArray[np.int64]:
         for scale in scales
     ]
     return np.array(rows, np.int64)
-
-
-def _scratch() -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
-    shape = arithmetic.ROWS, arithmetic.BLOCK
-    return np.empty(shape, np.uint64), np.empty(shape, np.float64)

@@ -6,10 +6,6 @@ nothing extra on current CPUs and still become vector instructions. Addresses an
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numba
@@ -20,61 +16,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
+    from numpy.typing import NDArray
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Floating point stays strict: reassociation and contraction would break error-free sums. A division by zero gives what
+# IEEE 754 says; nothing raises, so that the machine code needs nothing of Python.
+OPTIONS = {
+    "nogil": True,
+    "fastmath": False,
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+
 
 def entry(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile for callers in Python: release the GIL, keep the machine code beside the module or in the user's cache.
-
-    Floating point stays strict: reassociation and contraction would break error-free sums.
-    """
-    # numba compares the function's own file alone with its cache: so the code is named after all files it is made of.
-    function.__qualname__ += f".{_source_digest()}"
-    try:
-        compiled = numba.njit(function, nogil=True, fastmath=False, cache=True)
-    except RuntimeError:  # no directory to keep the code in, as in a read-only container: compile every time
-        compiled = numba.njit(function, nogil=True, fastmath=False)
-    else:
-        compiled._cache = _LenientCache(compiled._cache)
-    return cast("Callable[P, R]", compiled)
-
-
-class _LenientCache:
-    """numba's cache of machine code, which may fail: a damaged file or a full disk costs a compilation, not the run."""
-
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-    def load_overload(self, *arguments: Any) -> Any:
-        """Return what was kept, or None, which means: compile."""
-        try:
-            return self._cache.load_overload(*arguments)
-        except Exception:  # unpickling what is damaged raises anything
-            with contextlib.suppress(Exception):
-                self._cache.flush()  # or it would be damaged for ever
-            return None
-
-    def save_overload(self, *arguments: Any) -> None:
-        """Keep the code, if that can be done."""
-        with contextlib.suppress(Exception):
-            self._cache.save_overload(*arguments)
+    """Mark a loop that `paramdelta.engine.machine_code` makes machine code of: arguments and result are int64."""
+    return function
 
 
 def part(function: Callable[P, R]) -> Callable[P, R]:
     """Compile for use inside an `entry`, whose machine code it becomes part of."""
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return cast("Callable[P, R]", numba.njit(function, nogil=True, fastmath=False, **options))
-
-
-@cache
-def _source_digest() -> str:
-    sources = (Path(__file__).with_name(name) for name in ("bits.py", "arithmetic.py", "shortcuts.py", "scaled.py"))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    return cast("Callable[P, R]", numba.njit(function, **OPTIONS))
 
 
 def _loader(element: types.Type) -> Callable[[int | np.int64, int], Any]:
@@ -128,3 +93,37 @@ bits32 = _bitcast(types.float32, types.uint32)
 bits64 = _bitcast(types.float64, types.uint64)
 float32 = _bitcast(types.uint32, types.float32)
 float64 = _bitcast(types.uint64, types.float64)
+
+
+def _pointer(element: types.Type) -> Callable[[int], Any]:
+    def to_pointer(_context: Any, address: types.Type) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(element).as_pointer())
+
+        return types.CPointer(element)(address), generate
+
+    return cast("Callable[[int], Any]", intrinsic(to_pointer))
+
+
+_integers, _codes, _values = _pointer(types.int64), _pointer(types.uint64), _pointer(types.float64)
+
+
+@part
+def integer_array(address: int, rows: int, columns: int) -> NDArray[np.int64]:
+    """Return the array of int64 that begins at an address."""
+    array: NDArray[np.int64] = numba.carray(_integers(address), (rows, columns))
+    return array
+
+
+@part
+def code_array(address: int, rows: int, columns: int) -> NDArray[np.uint64]:
+    """Return the array of uint64 that begins at an address."""
+    array: NDArray[np.uint64] = numba.carray(_codes(address), (rows, columns))
+    return array
+
+
+@part
+def value_array(address: int, rows: int, columns: int) -> NDArray[np.float64]:
+    """Return the array of float64 that begins at an address."""
+    array: NDArray[np.float64] = numba.carray(_values(address), (rows, columns))
+    return array

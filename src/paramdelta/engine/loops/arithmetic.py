@@ -5,7 +5,8 @@ and its *top*: the code of the greatest finite number. Above it lie infinity and
 one NaN of E4M3, which has no infinity.
 Codes are decoded to f64, which holds all formats exactly, and encoded by integer arithmetic, so one function serves
 every format. The loops work on blocks that stay in the L1 cache, and each becomes vector instructions.
-`paramdelta.engine.shortcuts` is faster where all operands share a format, and comes here for what it cannot decide.
+`paramdelta.engine.loops.shortcuts` is faster where all operands share a format, and leaves to this what it cannot
+decide.
 
 Exact sums follow S. Boldo and G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using
 rounding to odd", IEEE Transactions on Computers 57(4), 2008.
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paramdelta.engine.bits import (
+from paramdelta.engine.loops.bits import (
     bits64,
+    code_array,
     entry,
     float64,
+    integer_array,
     load8,
     load16,
     load32,
@@ -30,16 +33,12 @@ from paramdelta.engine.bits import (
     store16,
     store32,
     store64,
+    value_array,
 )
+from paramdelta.engine.scratch import BLOCK, ROWS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-BLOCK = 256
-"""Elements per block: the rows below then fit into the least L1 cache there is, of 32 KiB."""
-
-ROWS = 6
-"""Scratch rows of each type: codes of new, post, base and the output, and two masks; values of the first four."""
 
 # numba makes a float of signed and unsigned integers together, so every constant that meets a code is unsigned.
 _0, _1, _63 = np.uint64(0), np.uint64(1), np.uint64(63)
@@ -110,15 +109,16 @@ def not_tiny(x: float) -> float:
 
 
 @entry
-def floats_are_strict(tiny: float, ulp: float) -> bool:
-    """Return whether this thread keeps subnormals and rounds to nearest, given 2^-1073 and 2^-53.
+def floats_are_strict(tiny_bits: int, ulp_bits: int) -> int:
+    """Return 1 if this thread keeps subnormals and rounds to nearest, else 0, given the bits of 2^-1073 and 2^-53.
 
     The state of the processor is inherited from the thread that starts this one, where a library that was built for
     speed may have changed it.
     """
+    tiny, ulp = float64(np.uint64(tiny_bits)), float64(np.uint64(ulp_bits))
     kept = tiny * 0.5 + tiny > tiny and np.float32(tiny * 2.0**925) * np.float32(0.5) > np.float32(0.0)
     nearest = 1.0 + ulp == 1.0 and -1.0 - ulp == -1.0 and 1.0 + 1.5 * ulp > 1.0 and -1.0 - 1.5 * ulp < -1.0
-    return bool(kept and nearest)
+    return 1 if kept and nearest else 0
 
 
 @part
@@ -286,20 +286,19 @@ def one_format(formats: NDArray[np.int64]) -> bool:
 
 @entry
 def fuse_exact(
-    formats: NDArray[np.int64],
-    addresses: NDArray[np.uint64],
-    out: int,
-    begin: int,
-    end: int,
-    counters: NDArray[np.int64],
-    codes: NDArray[np.uint64],
-    values: NDArray[np.float64],
+    formats_at: int, addresses: int, out: int, begin: int, end: int, counters_at: int, codes_at: int, values_at: int
 ) -> None:
     """Write post - base + new, rounded once, for elements ``begin`` to ``end``.
 
-    ``formats`` has rows (fraction bits, exponent bits, top) for new, post, base and the output; ``addresses`` has new,
-    post and base; ``codes`` and ``values``, of shape (ROWS, BLOCK), are scratch.
+    Args:
+        formats_at: of four rows (fraction bits, exponent bits, top), for new, post, base and the output.
+        addresses: of the three addresses of new, post and base.
+        counters_at: of the two counters of infinities and NaNs.
+        codes_at: of scratch codes, shape (ROWS, BLOCK).
+        values_at: of scratch values of that shape.
     """
+    formats, counters = integer_array(formats_at, 4, 3), integer_array(counters_at, 1, 2)[0]
+    codes, values = code_array(codes_at, ROWS, BLOCK), value_array(values_at, ROWS, BLOCK)
     new, post, base, result, changed, moved = codes[0], codes[1], codes[2], codes[3], codes[4], codes[5]
     lawless = np.uint64(not one_format(formats))
     for start in range(begin, end, BLOCK):
@@ -307,7 +306,7 @@ def fuse_exact(
         for j in range(3):
             fraction, exponent, top = formats[j, 0], formats[j, 1], formats[j, 2]
             width = width_of(fraction, exponent)
-            load(np.int64(addresses[j]) + start * width, width, size, codes[j])
+            load(np.int64(load64(addresses, j)) + start * width, width, size, codes[j])
             decode(codes[j], fraction, exponent, top, size, values[j])
         fraction, exponent, top = formats[3, 0], formats[3, 1], formats[3, 2]
         width = width_of(fraction, exponent)
@@ -322,23 +321,31 @@ def fuse_exact(
 
 @entry
 def fuse_weighted(
-    formats: NDArray[np.int64],
-    alphas: NDArray[np.float64],
-    addresses: NDArray[np.uint64],
+    formats_at: int,
+    deltas: int,
+    alphas_at: int,
+    addresses: int,
     out: int,
     begin: int,
     end: int,
-    counters: NDArray[np.int64],
-    codes: NDArray[np.uint64],
-    values: NDArray[np.float64],
+    counters_at: int,
+    codes_at: int,
+    values_at: int,
 ) -> None:
     """Write new + alpha (post - base) + …, each operation rounded in f64, the sum once more to the output's format.
 
-    ``formats`` has rows for new, post, base, post, base, … and the output; ``addresses`` likewise, but for the output;
-    ``codes`` and ``values``, of shape (ROWS, BLOCK), are scratch.
+    Args:
+        formats_at: as in `fuse_exact`, with rows for new, post, base, post, base, … and the output.
+        deltas: how many.
+        alphas_at: of their coefficients.
+        addresses: of the addresses of new, post, base, post, base, …
+        counters_at: as in `fuse_exact`, and the scratch too.
     """
+    last = 2 * deltas + 1
+    formats, counters = integer_array(formats_at, last + 1, 3), integer_array(counters_at, 1, 2)[0]
+    alphas = value_array(alphas_at, 1, deltas)[0]
+    codes, values = code_array(codes_at, ROWS, BLOCK), value_array(values_at, ROWS, BLOCK)
     new, post, base, result, changed, moved = codes[0], codes[1], codes[2], codes[3], codes[4], codes[5]
-    last = formats.shape[0] - 1
     lawless = np.uint64(not one_format(formats))
     for i in range(BLOCK):
         moved[i] = _1  # post itself is never the answer here
@@ -348,7 +355,7 @@ def fuse_weighted(
             fraction, exponent, top = formats[j, 0], formats[j, 1], formats[j, 2]
             width = width_of(fraction, exponent)
             row = 0 if j == 0 else 2 - j % 2
-            load(np.int64(addresses[j]) + start * width, width, size, codes[row])
+            load(np.int64(load64(addresses, j)) + start * width, width, size, codes[row])
             decode(codes[row], fraction, exponent, top, size, values[row])
             if row == 0:
                 for i in range(size):

@@ -1,4 +1,4 @@
-"""Block-scaled operands and outputs, compiled: what `paramdelta.engine.arithmetic` does, for matrices with scales.
+"""Block-scaled operands and outputs: what `paramdelta.engine.loops.arithmetic` does, for matrices with scales.
 
 A code of E4M3 times the scale of its block, F32 or BF16, is exact in f64; so sums are as exact as those of plain
 weights, and rounded once. To write block-scaled weights, a block's sums are held, their largest magnitude decides the
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paramdelta.engine.arithmetic import (
-    BLOCK,
+from paramdelta.engine.loops.arithmetic import (
     add,
     decode,
     encode,
@@ -27,7 +26,21 @@ from paramdelta.engine.arithmetic import (
     store,
     width_of,
 )
-from paramdelta.engine.bits import bits64, entry, float32, float64, load8, load16, load32, part, store8
+from paramdelta.engine.loops.bits import (
+    bits64,
+    code_array,
+    entry,
+    float32,
+    float64,
+    integer_array,
+    load8,
+    load16,
+    load32,
+    part,
+    store8,
+    value_array,
+)
+from paramdelta.engine.scratch import BLOCK, ROWS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -133,21 +146,32 @@ def until_edge(forms: NDArray[np.int64], column: int, size: int) -> int:
 
 @entry
 def fuse_scaled(
-    formats: NDArray[np.int64],
-    forms: NDArray[np.int64],
-    alphas: NDArray[np.float64],
-    addresses: NDArray[np.int64],
-    scales: NDArray[np.int64],
+    operands: int,
+    formats_at: int,
+    forms_at: int,
+    alphas_at: int,
+    addresses_at: int,
+    scales_at: int,
     columns: int,
     begin: int,
     end: int,
     out: int,
-    counters: NDArray[np.int64],
-    codes: NDArray[np.uint64],
-    values: NDArray[np.float64],
+    counters_at: int,
+    codes_at: int,
+    values_at: int,
 ) -> None:
-    """Write the sums of elements ``begin`` to ``end`` of matrices of so many columns, in the format of the last row."""
-    last = formats.shape[0] - 1
+    """Write the sums of elements ``begin`` to ``end`` of matrices of so many columns, in the format of the last row.
+
+    Args:
+        operands: how many; the names that end in ``_at`` are addresses of the arrays that describe them.
+        counters_at: as in `paramdelta.engine.loops.arithmetic.fuse_exact`, and the scratch too.
+    """
+    formats, forms = integer_array(formats_at, operands + 1, 3), integer_array(forms_at, operands, 4)
+    alphas = value_array(alphas_at, 1, operands // 2)[0]
+    addresses, scales = integer_array(addresses_at, 1, operands)[0], integer_array(scales_at, 1, operands)[0]
+    counters = integer_array(counters_at, 1, 2)[0]
+    codes, values = code_array(codes_at, ROWS, BLOCK), value_array(values_at, ROWS, BLOCK)
+    last = operands
     fraction, exponent, top = formats[last, 0], formats[last, 1], formats[last, 2]
     width = width_of(fraction, exponent)
     for i in range(BLOCK):
@@ -249,36 +273,47 @@ def quantise(
 
 @entry
 def requantise(
-    formats: NDArray[np.int64],
-    forms: NDArray[np.int64],
-    alphas: NDArray[np.float64],
-    addresses: NDArray[np.int64],
-    scales: NDArray[np.int64],
+    operands: int,
+    formats_at: int,
+    forms_at: int,
+    alphas_at: int,
+    addresses_at: int,
+    scales_at: int,
     columns: int,
     begin: int,
     end: int,
     out: int,
-    blocks: NDArray[np.int64],
-    found: NDArray[np.uint64],
-    counters: NDArray[np.int64],
-    errors: NDArray[np.float64],
-    codes: NDArray[np.uint64],
-    values: NDArray[np.float64],
-    sums: NDArray[np.float64],
+    blocks_at: int,
+    blocks_across: int,
+    found_at: int,
+    counters_at: int,
+    errors_at: int,
+    codes_at: int,
+    values_at: int,
+    sums_at: int,
 ) -> None:
     """Write the rows ``begin`` to ``end`` of the sum, one row of blocks, as block-scaled E4M3.
 
     Args:
+        operands: as in `fuse_scaled`.
         out: where the first of these rows goes.
-        blocks: rows and columns of an output block, whether scales are powers of two, bytes of a scale.
-        found: receives the code of each block's scale.
-        errors: the sums of squares of errors and of results are added.
-        sums: scratch of a block's size.
+        blocks_at: of rows and columns of an output block, whether scales are powers of two, bytes of a scale.
+        blocks_across: how many.
+        found_at: of what receives the code of each block's scale.
+        errors_at: of the sums of squares of errors and of results, which are added to.
+        sums_at: of scratch of a block's size.
     """
+    formats, forms = integer_array(formats_at, operands + 1, 3), integer_array(forms_at, operands, 4)
+    alphas = value_array(alphas_at, 1, operands // 2)[0]
+    addresses, scales = integer_array(addresses_at, 1, operands)[0], integer_array(scales_at, 1, operands)[0]
+    blocks, found = integer_array(blocks_at, 1, 4)[0], code_array(found_at, 1, blocks_across)[0]
+    counters, errors = integer_array(counters_at, 1, 2)[0], value_array(errors_at, 1, 2)[0]
+    codes, values = code_array(codes_at, ROWS, BLOCK), value_array(values_at, ROWS, BLOCK)
+    sums = value_array(sums_at, 1, blocks[0] * blocks[1])[0]
     lawful = laws_hold(formats, forms, blocks)
     for i in range(BLOCK):
         codes[4, i] = codes[5, i] = np.uint64(1)
-    for number in range(found.shape[0]):
+    for number in range(blocks_across):
         first = number * blocks[1]
         across = min(blocks[1], columns - first)
         differ = moved = not lawful

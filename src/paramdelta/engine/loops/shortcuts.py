@@ -2,30 +2,30 @@
 
 The sum is formed plainly in a wider format. TwoSum's error terms say whether it was exact, which for weights it almost
 always is; then one rounding is all that is left. A block of BF16 with an error is done again in f32, rounding to odd. A
-block of another format with an error, or of any with an infinity or a NaN, is left to `paramdelta.engine.arithmetic`.
+block of another format with an error, or of any with an infinity or a NaN, is left to
+`paramdelta.engine.loops.arithmetic`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from paramdelta.engine.arithmetic import BLOCK, two_sum
-from paramdelta.engine.bits import (
+from paramdelta.engine.loops.arithmetic import two_sum
+from paramdelta.engine.loops.bits import (
     bits32,
     bits64,
     entry,
     float32,
     load16,
     load32,
+    load64,
     part,
     store16,
     store32,
 )
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from paramdelta.engine.scratch import BLOCK
 
 U16, U32, U64 = np.uint16, np.uint32, np.uint64
 """numba computes in 64 bits unless told otherwise after each operation, and lanes are what makes these loops fast."""
@@ -43,7 +43,7 @@ def widen_bf16(code: np.uint16) -> float:
 
 @part
 def widen_f16(code: np.uint16) -> float:
-    """Turn an F16 code into f32, as `paramdelta.engine.arithmetic.decode` does."""
+    """Turn an F16 code into f32, as `paramdelta.engine.loops.arithmetic.decode` does."""
     magnitude = U32(U32(code) & U32(0x7FFF))
     wide = U32(U32(magnitude << U32(13)) + U32(112 << 23))
     if magnitude >= U32(0x7C00):
@@ -89,7 +89,7 @@ def try_bf16(new: np.int64, post: np.int64, base: np.int64, out: int, size: int)
 
 @part
 def round_to_odd_f32(s: float, e: float) -> float:
-    """Do what `paramdelta.engine.arithmetic.round_to_odd` does, for finite f32."""
+    """Do what `paramdelta.engine.loops.arithmetic.round_to_odd` does, for finite f32."""
     code = bits32(s)
     past = U32(U32(code ^ bits32(e)) >> U32(31))
     return float32(U32(U32(code - past) | U32(1))) if e != _PLUS_0 else s
@@ -144,9 +144,9 @@ def try_f32(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) 
 
 
 @entry
-def skim_bf16(addresses: NDArray[np.uint64], out: int, begin: int, end: int) -> int:
+def skim_bf16(addresses: int, out: int, begin: int, end: int) -> int:
     """Fuse BF16 from element ``begin`` on; return the first that was not decided, or ``end``."""
-    new, post, base = np.int64(addresses[0]), np.int64(addresses[1]), np.int64(addresses[2])
+    new, post, base = np.int64(load64(addresses, 0)), np.int64(load64(addresses, 1)), np.int64(load64(addresses, 2))
     for start in range(begin, end, BLOCK):
         size, at = min(BLOCK, end - start), 2 * start
         if not try_bf16(new + at, post + at, base + at, out + at, size) and not retry_bf16(
@@ -157,9 +157,9 @@ def skim_bf16(addresses: NDArray[np.uint64], out: int, begin: int, end: int) -> 
 
 
 @entry
-def skim_f16(addresses: NDArray[np.uint64], out: int, begin: int, end: int) -> int:
+def skim_f16(addresses: int, out: int, begin: int, end: int) -> int:
     """Fuse F16 from element ``begin`` on; return the first that was not decided, or ``end``."""
-    new, post, base = np.int64(addresses[0]), np.int64(addresses[1]), np.int64(addresses[2])
+    new, post, base = np.int64(load64(addresses, 0)), np.int64(load64(addresses, 1)), np.int64(load64(addresses, 2))
     for start in range(begin, end, BLOCK):
         size, at = min(BLOCK, end - start), 2 * start
         if not try_f16(new + at, post + at, base + at, out + at, size):
@@ -168,9 +168,9 @@ def skim_f16(addresses: NDArray[np.uint64], out: int, begin: int, end: int) -> i
 
 
 @entry
-def skim_f32(addresses: NDArray[np.uint64], out: int, begin: int, end: int) -> int:
+def skim_f32(addresses: int, out: int, begin: int, end: int) -> int:
     """Fuse F32 from element ``begin`` on; return the first that was not decided, or ``end``."""
-    new, post, base = np.int64(addresses[0]), np.int64(addresses[1]), np.int64(addresses[2])
+    new, post, base = np.int64(load64(addresses, 0)), np.int64(load64(addresses, 1)), np.int64(load64(addresses, 2))
     for start in range(begin, end, BLOCK):
         size, at = min(BLOCK, end - start), 4 * start
         if not try_f32(new + at, post + at, base + at, out + at, size):
