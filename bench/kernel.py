@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from paramdelta.engine.kernels import fuse, prepare
+from paramdelta.engine.kernels import fuse, preparations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,7 +70,8 @@ def fusing(operands: list[Array], dtypes: tuple[str, ...], alphas: tuple[float, 
     """Return the fusion of some arrays, in calls of `CHUNK` elements."""
     count = len(operands[0])
     result = np.zeros(count, FLOAT[out])
-    prepare([(dtypes, alphas, out)])
+    for prepare in preparations([(dtypes, alphas, out)], scaled=False):
+        prepare()
 
     def job(begin: int, end: int) -> None:
         counters = np.zeros(2, np.int64)

@@ -201,7 +201,7 @@ def merge_recipe(
     try:
         with directory:
             _stop_if(cancelled)
-            budget = _budget(made, most, workers)
+            budget = _budget(made, most, workers, cancelled)
             _stop_if(cancelled)
             require_backend(made.files, io)
             directory.begin()
@@ -276,7 +276,9 @@ def verify(
             failures.append(checks.Failure(Path(error.file or "").name, f"not computed again: it {error.message}"))
         else:
             work = again.whole(made) if sample is None else again.sample(made, sample, time.time_ns())
-            failures += again.recompute(work, path, _budget(work.plan, most, workers), io, on_progress, cancelled)
+            failures += again.recompute(
+                work, path, _budget(work.plan, most, workers, cancelled), io, on_progress, cancelled
+            )
             recomputed = sum(len(shard.begins) for shard in work.plan.shards)
     return Verification(
         output=str(path),
@@ -313,8 +315,10 @@ def _manifest_bytes(plan: Plan) -> int:
     return 2_000 * len(plan.operations)
 
 
-def _budget(plan: Plan, memory: int | None, workers: int | None) -> budgets.Budget:
-    """Return the budget, once everything is in memory whose size is not ours to choose."""
+def _budget(
+    plan: Plan, memory: int | None, workers: int | None, cancelled: threading.Event | None = None
+) -> budgets.Budget:
+    """Return the budget, once everything is in memory whose size is not ours to choose. Raises CancelledError, too."""
     from paramdelta.engine import kernels
 
     combinations = {
@@ -323,9 +327,11 @@ def _budget(plan: Plan, memory: int | None, workers: int | None) -> budgets.Budg
         for part in operation.parts
         if not operation.is_scaled
     }
-    if any(operation.is_scaled for operation in plan.operations):
-        kernels.prepare_scaled()
-    kernels.prepare(each for each in combinations if each[0] != each[2:])  # bytes that are only copied need none
+    summed = [each for each in combinations if each[0] != each[2:]]  # bytes that are only copied need no loop
+    scaled = any(operation.is_scaled for operation in plan.operations)
+    for prepare in kernels.preparations(summed, scaled=scaled):
+        _stop_if(cancelled)
+        prepare()
     used = psutil.Process().memory_info().rss
     return budgets.decide(memory, workers, budgets.Shape.of(plan.operations), used, process.peak_rss())
 
@@ -350,7 +356,7 @@ def warnings_for(
     """
     warnings = list(plan.warnings)
     missing: Sequence[OutputShard] = plan.shards
-    place = Path(output if output is not None else ".").absolute()
+    place = Path(output if output is not None else ".")
     if output is not None and (overwrite or not is_complete(place, plan)):
         directory = OutputDirectory(place, plan, overwrite=overwrite)
         try:

@@ -19,6 +19,15 @@ from __future__ import annotations
 from typing import Any
 
 
+def escaped(text: str) -> str:
+    """Return text, of one or several lines, with escapes for what could disturb a terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def _one_line(path: str) -> str:
+    return path.replace("\n", "\\n")
+
+
 class ParamDeltaError(Exception):
     """Base of all deliberate errors: a message that names the cause and, where known, file, tensor and remedy."""
 
@@ -39,11 +48,11 @@ class ParamDeltaError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        where = f"{self.file}: " if self.file and not self.message.startswith(self.file) else ""
+        where = f"{_one_line(self.file)}: " if self.file and not self.message.startswith(self.file) else ""
         named = self.tensor is None or repr(self.tensor) in self.message or "\n" in self.message
         which = "" if named else f" (tensor {self.tensor!r})"
         advice = f"\n{self.remedy}" if self.remedy else ""
-        return f"{where}{self.message}{which}{advice}"
+        return escaped(f"{where}{self.message}{which}{advice}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``--json`` prints for this failure."""

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta.engine import kernels
-from paramdelta.engine.kernels import MERGEABLE, fuse, prepare
+from paramdelta.engine.kernels import MERGEABLE, fuse, preparations
 from paramdelta.errors import ParamDeltaError
 from tests import exact, oracle
 from tests.exact import UINT, run, values
@@ -307,7 +307,7 @@ def test_beyond_448_e4m3_has_only_its_nan(sign: int) -> None:
 )
 def test_requests_that_make_no_sense_are_refused(dtypes: Sequence[str], alphas: tuple[float, ...], out: str) -> None:
     with pytest.raises(ValueError, match=r"can be added|do not fit"):
-        prepare([(tuple(dtypes), alphas, out)])
+        [prepare() for prepare in preparations([(tuple(dtypes), alphas, out)], scaled=False)]
 
 
 # The processor.

@@ -190,9 +190,108 @@ def test_an_output_locked_by_another_run_is_refused_and_left_alone(triple: Path,
 
 def test_what_a_dead_run_left_in_staging_is_cleared(triple: Path, tmp_path: Path) -> None:
     _lock(tmp_path / "out").touch()
+    (tmp_path / "out" / STAGING / JOURNAL).write_text("{")
     (tmp_path / "out" / STAGING / "model-00001-of-00002.safetensors").write_bytes(b"half")
     merge(triple, tmp_path / "out")
     assert not (tmp_path / "out" / STAGING).exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_in_staging_that_no_run_has_left_are_not_touched(triple: Path, tmp_path: Path, overwrite: bool) -> None:
+    mine = tmp_path / "out" / STAGING / "mine" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(OutputError, match=r"did not write: mine"):
+        merge(triple, tmp_path / "out", overwrite=overwrite)
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
+    shutil.rmtree(tmp_path / "out")
+    merge(triple, tmp_path / "out")
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert merge(triple, tmp_path / "out").already_complete
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_input_in_staging_is_refused(triple: Path, tmp_path: Path, overwrite: bool) -> None:
+    inside = tmp_path / "out" / STAGING / "deep" / "post"
+    shutil.copytree(triple / "post", inside)
+    (tmp_path / "out" / STAGING / JOURNAL).touch()
+    before = contents(tmp_path / "out")
+    with pytest.raises(OutputError, match="inputs are never written"):
+        api.merge(inside, triple / "base", triple / "new_base", tmp_path / "out", overwrite=overwrite)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "directory"])
+def test_nothing_is_written_through_what_is_called_like_our_own_files(triple: Path, tmp_path: Path, kind: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("theirs")
+    holder = tmp_path / "out" / STAGING / "holder.json"
+    holder.parent.mkdir(parents=True)
+    if kind == "pipe":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("no pipes in files here")
+        os.mkfifo(holder)
+    elif kind == "directory":
+        holder.mkdir()
+    elif kind == "link":
+        holder.symlink_to(victim)
+    else:
+        holder.hardlink_to(victim)
+    merge(triple, tmp_path / "out")
+    assert victim.read_text() == "theirs"
+    assert not (tmp_path / "out" / STAGING).exists()
+
+
+def test_an_unfinished_merge_stays_until_nothing_speaks_against_the_new_one(triple: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        merge(triple, tmp_path / "out", workers=1, on_progress=interrupt_after_a_shard)
+    before = contents(tmp_path / "out")
+    assert len(before) > 2
+    with pytest.raises(BudgetError):
+        merge(triple, tmp_path / "out", alpha=0.5, overwrite=True, memory="1MB")
+    assert contents(tmp_path / "out") == before
+    assert merge(triple, tmp_path / "out").resumed_shards == 1
+
+
+def interrupt_after_a_shard(progress: Progress) -> None:
+    if progress.shards_done:
+        raise KeyboardInterrupt
+
+
+def test_a_disk_that_dies_is_told_for_what_it_is(triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first failure is the one that is told, whatever else fails on the way out."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def die(_: object) -> None:
+        for module, names in ((os, ("unlink", "rmdir", "replace")), (platform, ("sync_directory", "sync_file"))):
+            for name in names:
+                monkeypatch.setattr(module, name, fail)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(platform, "sync_file", die)
+    with pytest.raises(OutputError, match="Input/output error"):
+        merge(triple, tmp_path / "out")
+    monkeypatch.undo()
+    merge(triple, tmp_path / "out")
+
+
+def test_a_receipt_that_cannot_be_read_is_told_for_what_it_is(triple: Path, tmp_path: Path) -> None:
+    merge(triple, tmp_path / "out")
+    (tmp_path / "out" / RECEIPT).write_text("{")
+    with pytest.raises(OutputError, match="cannot be read, or is damaged"):
+        merge(triple, tmp_path / "out", overwrite=True)
+
+
+def test_a_file_in_the_place_of_the_staging_directory_is_told_for_what_it_is(triple: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / STAGING).write_text("mine")
+    with pytest.raises(OutputError, match="not a directory of its own"):
+        merge(triple, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / STAGING).read_text() == "mine"
 
 
 def test_the_same_request_on_a_finished_output_does_nothing(triple: Path, tmp_path: Path) -> None:
@@ -245,7 +344,7 @@ def test_a_receipt_cannot_make_overwriting_remove_files_elsewhere(triple: Path, 
     receipt["files"].append({"name": "../precious.safetensors", "bytes": 8})
     (tmp_path / "out/paramdelta.json").write_text(json.dumps(receipt))
     before = contents(tmp_path)
-    with pytest.raises(OutputError, match="not written by paramdelta"):
+    with pytest.raises(OutputError, match="damaged"):
         merge(triple, tmp_path / "out", alpha=2, overwrite=True)
     assert contents(tmp_path) == before
 
@@ -382,6 +481,7 @@ def test_the_space_of_leftovers_and_of_the_old_output_counts_as_free(
     capacity = sum(len(content) for name, content in old.items() if name != RECEIPT) + len(old[RECEIPT])
     monkeypatch.setattr(output_module, "free_space", free_beside)
     _lock(tmp_path / "out").touch()
+    (tmp_path / "out" / STAGING / JOURNAL).touch()
     (tmp_path / "out" / STAGING / "model-00001-of-00002.safetensors").write_bytes(bytes(20_000))
     with OutputDirectory(tmp_path / "out", plan_of(triple), overwrite=True) as directory:
         directory.begin()
@@ -824,7 +924,7 @@ def test_a_staging_directory_that_is_a_link_is_refused(triple: Path, tmp_path: P
     (tmp_path / "precious/file").write_bytes(b"mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / STAGING).symlink_to(tmp_path / "precious")
-    with pytest.raises(OutputError, match="symbolic link"):
+    with pytest.raises(OutputError, match="not a directory of its own"):
         merge(triple, tmp_path / "out")
     assert (tmp_path / "precious/file").read_bytes() == b"mine"
 

@@ -31,12 +31,11 @@ def run(root: Path, stride: int, cuts: int) -> Report:
 
 
 def rows(report: Report) -> Iterator[str]:
-    """Yield the lines of a table: scenes down, faults across."""
-    kinds = [*FAULTS, POWER_CUT]
-    yield f"| merge | {' | '.join(kinds)} |"
-    yield f"|---|{'--:|' * len(kinds)}"
-    for scene in SCENES:
-        yield f"| {scene.name} | {' | '.join(str(report.cases[scene.name, kind]) for kind in kinds)} |"
+    """Yield the lines of a table: faults down, scenes across."""
+    yield f"| fault | {' | '.join(scene.name for scene in SCENES)} |"
+    yield f"|---|{'--:|' * len(SCENES)}"
+    for kind in (*FAULTS, POWER_CUT):
+        yield f"| {kind} | {' | '.join(str(report.cases[scene.name, kind]) for scene in SCENES)} |"
 
 
 def main() -> int:
@@ -50,8 +49,9 @@ def main() -> int:
 
 Written by `python -m tests.faults` (`make faults`): a merge is disturbed at each of its steps, one case each. A step is
 a system call that creates, writes, reserves, cuts, sends out, syncs, renames or removes; for the faults of reading, one
-that reads. A power cut leaves what was synced and any part of what was not. After each case the promise is checked, and
-the merge repeated: the files must be those of a merge that nothing disturbed, inputs and the user's files untouched.
+that reads. A power cut leaves what was synced and any part of what was not, and must not cost a shard whose record was
+synced. After each case the promise is checked, and the merge repeated: the files must be those of a merge that nothing
+disturbed, inputs and the user's files untouched.
 
 {chr(10).join(rows(report))}
 

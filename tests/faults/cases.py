@@ -10,6 +10,9 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from paramdelta.checkpoint.discovery import STAGING
+from paramdelta.engine.journal import JOURNAL
+from paramdelta.engine.staging import Staging
 from paramdelta.errors import ParamDeltaError
 from tests.faults.disk import Disk, Recorder
 from tests.faults.failures import FAULTS
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
     from pathlib import Path
+
+    from paramdelta.engine.progress import FinishedShard
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 POWER_CUT = "power cut"
@@ -70,12 +75,16 @@ class Ground:
         in_fork(lambda: scene.prepare(self.inputs, output))
         return output
 
-    def check(self, scene: Scene, output: Path) -> list[str]:
-        """Return what is wrong with what a fault left, and with what a repeated merge makes of it."""
+    def check(self, scene: Scene, output: Path, kept: int = 0) -> list[str]:
+        """Return what is wrong with what a fault left, and with what a repeated merge makes of it.
+
+        Args:
+            kept: so many shards are finished, and must not be made again.
+        """
         wrong = self._broken_promises(scene, output)
-        status = in_fork(lambda: scene.merge(self.inputs, output))
+        status = in_fork(lambda: self._repeat(scene, output, kept))
         if status != 0:
-            return [*wrong, f"the merge cannot be repeated: {status}"]
+            return [*wrong, f"the merge cannot be repeated, or makes finished shards again: {status}"]
         found = contents(output)
         if {name: raw for name, raw in found.items() if name not in scene.keeps} != self.wanted[scene.name]:
             wrong.append("the repeated merge gives something else")
@@ -84,6 +93,10 @@ class Ground:
         if contents(self.inputs) != self.before:
             wrong.append("an input was written")
         return wrong
+
+    def _repeat(self, scene: Scene, output: Path, kept: int) -> None:
+        result = scene.merge(self.inputs, output)
+        assert result.already_complete or result.resumed_shards >= kept, (result.resumed_shards, kept)
 
     def _broken_promises(self, scene: Scene, output: Path) -> list[str]:
         """Return what an index or a single model file in place promises and does not hold."""
@@ -128,8 +141,10 @@ def _disturbed(ground: Ground, scene: Scene, name: str, number: int, output: Pat
     fault = FAULTS[name]
 
     def before(step: Step) -> Any:
-        if step.number != number:
+        if step.number < number:
             return None
+        if step.number > number:
+            return fault.later(step, step.number - number)
         with reached.open("w") as file:
             file.write(f"{step.call} {' '.join(str(a) for a in step.arguments if isinstance(a, (str, os.PathLike)))}")
         return fault.happen(step)
@@ -146,13 +161,23 @@ def power_cuts(ground: Ground, scene: Scene, stride: int, cuts: int, report: Rep
     output = ground.fresh(scene)
     order = random.Random(scene.name)
 
+    finished = finished_shards(output)
+
     def look(number: int, disk: Disk) -> None:
         if number % stride == 0:
             for cut in range(cuts):
                 found = disk.after_a_cut(order, (0.0, 1.0, 0.5, 0.9)[cut % 4])
-                _materialise(found, output, log / f"{number:04}-{cut}")
+                _materialise(found, output, log / f"{number:04}-{cut}-{finished}")
 
     def record() -> None:
+        real = Staging.record
+
+        def recorded(staging: Staging, shard: FinishedShard) -> None:
+            nonlocal finished
+            real(staging, shard)
+            finished += 1
+
+        Staging.record = recorded  # type: ignore[assignment, method-assign]
         with Steps(Recorder(output, look), WRITING):
             scene.merge(ground.inputs, output)
 
@@ -162,7 +187,15 @@ def power_cuts(ground: Ground, scene: Scene, stride: int, cuts: int, report: Rep
         shutil.rmtree(output, ignore_errors=True)
         disk.rename(output)
         report.cases[scene.name, POWER_CUT] += 1
-        report.wrong.extend(f"{scene.name}, power cut {disk.name}: {each}" for each in ground.check(scene, output))
+        kept = 0 if scene.options.get("overwrite") else int(disk.name.split("-")[2])
+        wrong = ground.check(scene, output, kept)
+        report.wrong.extend(f"{scene.name}, power cut {disk.name}: {each}" for each in wrong)
+
+
+def finished_shards(output: Path) -> int:
+    """Return how many shards a journal tells of."""
+    journal = output / STAGING / JOURNAL
+    return journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
 
 
 _mkdir = os.mkdir  # as it is when no step is taken note of

@@ -18,10 +18,14 @@ _GARBAGE: Final = b"\xaa"
 
 
 class Fault(NamedTuple):
-    """The calls that something may happen to, and what: it returns what the call returns instead, None to let it be."""
+    """The calls that something may happen to, and what, and what happens at later steps.
+
+    Each returns what the call returns instead, or None to let it be; ``later`` is also told how many steps later.
+    """
 
     calls: tuple[tuple[Any, str], ...]
     happen: Callable[[Step], Any]
+    later: Callable[[Step, int], Any] = lambda _step, _steps_later: None
 
 
 def die(_step: Step) -> None:
@@ -49,6 +53,17 @@ def fail_with(code: int) -> Callable[[Step], Any]:
         raise OSError(code, os.strerror(code))
 
     return fail
+
+
+def die_after(steps: int) -> Callable[[Step, int], Any]:
+    """Kill the process so many steps later."""
+    return lambda step, later: die(step) if later == steps else None
+
+
+def for_good(code: int) -> Callable[[Step, int], Any]:
+    """Let all later calls fail, too."""
+    fail = fail_with(code)
+    return lambda step, _: fail(step)
 
 
 def write_less(step: Step) -> Any:
@@ -81,6 +96,8 @@ FAULTS: Final = {
     "killed in a write": Fault(WRITING, die_halfway),
     "EIO": Fault(WRITING, fail_with(errno.EIO)),
     "ENOSPC": Fault(WRITING, fail_with(errno.ENOSPC)),
+    "EIO, then read-only": Fault(WRITING, fail_with(errno.EIO), for_good(errno.EROFS)),
+    **{f"EIO, killed {n} later": Fault(WRITING, fail_with(errno.EIO), die_after(n)) for n in (1, 2, 3, 5, 8)},
     "short write": Fault(WRITING, write_less),
     "EIO in a read": Fault(READING, fail_with(errno.EIO)),
     "short read": Fault(READING, read_less),

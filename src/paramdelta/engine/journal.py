@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from paramdelta.planning.plan import Plan
 
 JOURNAL: Final = "journal.jsonl"
+FRESH_JOURNAL: Final = "journal.jsonl.new"
 _MOST_BYTES: Final = 1 << 30
 
 
@@ -95,7 +96,7 @@ class JournalWriter:
         self._offset = 0
         lines = [{"identity": identity}]
         lines += [self._record(shard) for shard in finished.values()]
-        fresh = staging / f"{JOURNAL}.new"
+        fresh = staging / FRESH_JOURNAL
         fresh.unlink(missing_ok=True)
         self._descriptor = platform.open_for_writing(str(fresh))
         try:

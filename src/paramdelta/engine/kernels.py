@@ -16,19 +16,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from paramdelta.checkpoint.dtypes import DTYPES
-from paramdelta.checkpoint.scaling import Blocks
 from paramdelta.engine.machine_code import Loop, loop
 from paramdelta.engine.scratch import BLOCK, Scratch
 from paramdelta.errors import ParamDeltaError
-from paramdelta.planning.parts import Operand
 from paramdelta.storage import process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from paramdelta.planning.parts import Scale
+    from paramdelta.checkpoint.scaling import Blocks
+    from paramdelta.planning.parts import Operand, Scale
 
     Addresses = NDArray[np.uint64]
     Counters = NDArray[np.int64]
@@ -175,18 +174,20 @@ def requantise(
     return Band(found.astype(f"<u{width}").tobytes(), float(errors[0]), float(errors[1]))
 
 
-def prepare_scaled() -> None:
-    """Compile, or load, what `fuse_scaled` and `requantise` need."""
-    counters, empty, no_places = np.zeros(2, np.int64), (Operand(0, 0, "BF16"),), Places((0,), (0,))
-    fuse_scaled(empty, (), no_places, 1, range(0), 0, "BF16", counters)
-    requantise(empty, (), no_places, 0, range(0), 0, Blocks(1, 1, powers_of_two=False), "F32", counters)
+def preparations(
+    combinations: Iterable[tuple[tuple[str, ...], tuple[float, ...], str]], *, scaled: bool
+) -> Iterator[Callable[[], object]]:
+    """Yield what to call so that no later call waits for a loop to be compiled or linked, a loop or two at a time.
 
-
-def prepare(combinations: Iterable[tuple[tuple[str, ...], tuple[float, ...], str]]) -> None:
-    """Compile, or load, what `fuse` needs for these (dtypes, alphas, out_dtype), so that no later call waits for it."""
-    floats_are_strict()
+    Args:
+        combinations: what `fuse` is wanted for: (dtypes, alphas, out_dtype).
+        scaled: whether `fuse_scaled` and `requantise` are wanted too.
+    """
+    yield floats_are_strict
     for dtypes, alphas, out_dtype in combinations:
-        _kernel(dtypes, alphas, out_dtype)
+        yield partial(_kernel, dtypes, alphas, out_dtype)
+    for name in ("fuse_scaled", "requantise") if scaled else ():
+        yield partial(loop, "scaled", name)
 
 
 def floats_are_strict() -> bool:

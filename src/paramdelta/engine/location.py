@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.checkpoint.wording import printable
 from paramdelta.errors import OutputError
 from paramdelta.storage import platform
@@ -25,13 +26,13 @@ def refuse_inputs(path: Path, plan: Plan) -> None:
     """Raise OutputError where the output would be, or lie inside, an input, or would hold a file of one."""
     with refusals(path):
         real = Path(os.path.realpath(path))
-        own = _aliases(real)
-        around = own.union(*map(_aliases, real.parents))
+        own, staging = _aliases(real), _aliases(real / STAGING)
+        above = own.union(*map(_aliases, real.parents))
         files = {file.path for file in plan.files} | {str(car.source) for car in plan.sidecars}
         for source in plan.inputs:
-            if not around.isdisjoint(_aliases(source.path)):
+            if not above.isdisjoint(_aliases(source.path)):
                 raise OutputError(
-                    f"lies in an input, {source.role} ({source.path}): inputs are never written",
+                    f"lies in an input, {source.role} ({printable(source.path)}): inputs are never written",
                     file=str(path),
                     remedy=_REMEDY,
                 )
@@ -40,9 +41,10 @@ def refuse_inputs(path: Path, plan: Plan) -> None:
         # Where a file is named, and where it lies if that is a link.
         homes = {os.path.dirname(place): file for file in files for place in (file, os.path.realpath(file))}  # noqa: PTH120
         for home, file in homes.items():
-            if not own.isdisjoint(_aliases(home or ".")):
+            around = (Path(home), *Path(os.path.realpath(home)).parents)
+            if not own.isdisjoint(_aliases(home or ".")) or any(not staging.isdisjoint(_aliases(at)) for at in around):
                 raise OutputError(
-                    f"holds a file of an input ({file}): inputs are never written",
+                    f"holds a file of an input ({printable(file)}): inputs are never written",
                     file=str(path),
                     remedy=_REMEDY,
                 )

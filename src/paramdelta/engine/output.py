@@ -18,7 +18,7 @@ from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.engine.inputs import check_identity
 from paramdelta.engine.location import free_space, make_directories, refusals, refuse_inputs
 from paramdelta.engine.receipt import RECEIPT, is_abandoned, listed_files, read_receipt
-from paramdelta.engine.staging import Staging
+from paramdelta.engine.staging import PROBE, Staging
 from paramdelta.errors import InputChangedError, OutputError
 from paramdelta.planning.layout import INDEX_FILE, SINGLE_FILE
 from paramdelta.planning.plan import InputFile
@@ -176,18 +176,24 @@ class OutputDirectory:
         platform.sync_directory(self.path)
 
     def _withdraw(self, names: list[str]) -> None:
-        """Take back what was published, the receipt last and only if all else is gone: a later run clears by it.
+        """Take back what was published: first, durably, what makes it loadable; if that fails, nothing is taken back.
 
-        It stays, too, where OUT holds files of the user's: it tells that the rest of OUT is ours.
+        The receipt goes last and only if all else is gone: a later run clears by it. It stays, too, where OUT holds
+        files of the user's: it tells that the rest of OUT is ours.
         """
         with contextlib.suppress(OSError):
-            for name in reversed(names):
-                if name in self.staging.finished and os.path.lexists(self.path / name):
-                    (self.path / name).replace(self._staging / name)
-            platform.sync_directory(self._staging)
-            self._remove([name for name in reversed(names) if name != RECEIPT])
+            for group in (names[len(self._names) - 1 :], names):
+                self._keep_shards(group)
+                self._remove([name for name in reversed(group) if name != RECEIPT])
             if {entry.name for entry in self.path.iterdir()} <= {STAGING, RECEIPT}:
                 self._remove([RECEIPT])
+
+    def _keep_shards(self, names: list[str]) -> None:
+        for name in reversed(names):
+            if name in self.staging.finished and os.path.lexists(self.path / name):
+                (self.path / name).replace(self._staging / name)
+        platform.sync_directory(self._staging)
+        platform.sync_directory(self.path)
 
     def _remove_old(self, old: Iterable[str]) -> None:
         """Remove what the old receipt lists, and nothing else; what makes the old output loadable goes first.
@@ -208,12 +214,19 @@ class OutputDirectory:
             return
         if not self.path.is_dir():
             raise OutputError("exists and is not a directory", file=str(self.path), remedy=_ANOTHER_OUTPUT)
-        if self._staging.is_symlink():  # clearing it would clear another directory
-            raise OutputError(f"holds a symbolic link {STAGING}", file=str(self.path), remedy=_ANOTHER_OUTPUT)
+        if os.path.lexists(self._staging) and (self._staging.is_symlink() or not self._staging.is_dir()):
+            what = f"holds something called {STAGING} that is not a directory of its own"
+            raise OutputError(what, file=str(self.path), remedy=_ANOTHER_OUTPUT)  # clearing it would clear another
         others = sorted(entry.name for entry in self.path.iterdir() if entry.name != STAGING)
         if not others:
             return
         receipt = read_receipt(self.path)
+        if receipt is None and RECEIPT in others:
+            raise OutputError(
+                f"holds a {RECEIPT} that cannot be read, or is damaged: so nobody knows what else there is ours",
+                file=str(self.path),
+                remedy="Let your user read it, or choose another output.",
+            )
         if receipt is None:
             raise OutputError(
                 f"exists, is not empty, and was not written by paramdelta: {printable(listed(others))}",
@@ -247,9 +260,9 @@ class OutputDirectory:
         wanted = sum(shard.size for shard in self.staging.missing()) + len(self._plan.layout.index or b"")
         wanted += sum(car.size for car in self._plan.sidecars)
         free = free_space(self.path)
-        for name in old:
+        for path in (*(self.path / name for name in old), *self.staging.leftovers()):
             with contextlib.suppress(FileNotFoundError):
-                free += (self.path / name).lstat().st_size
+                free += path.lstat().st_size
         if free < wanted:
             raise OutputError(
                 f"the output takes {format_size(wanted)} and the disk, or your quota, has {format_size(free)} free",
@@ -262,7 +275,7 @@ class OutputDirectory:
         largest = max(self.staging.missing(), key=lambda shard: shard.size, default=None)
         if largest is None or largest.size < _LARGE_FILE:
             return
-        probe = self._staging / "probe"
+        probe = self._staging / PROBE
         descriptor = platform.open_for_writing(str(probe))
         try:
             os.ftruncate(descriptor, largest.size)

@@ -15,8 +15,8 @@ import filelock
 
 from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.checkpoint.files import read_whole
-from paramdelta.checkpoint.wording import printable
-from paramdelta.engine.journal import JOURNAL, JournalWriter, read_journal
+from paramdelta.checkpoint.wording import listed, printable
+from paramdelta.engine.journal import FRESH_JOURNAL, JOURNAL, JournalWriter, read_journal
 from paramdelta.errors import CheckpointError, OutputError
 from paramdelta.planning.identity import differences, digest_of, identity_of
 from paramdelta.storage import platform
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 _LOCK: Final = "lock"
 _HOLDER: Final = "holder.json"
+PROBE: Final = "probe"
+"""A file that is created to see what the filesystem takes, and removed at once."""
+
+_KEPT: Final = frozenset({_LOCK, _HOLDER, JOURNAL})
+_BEFORE_THE_JOURNAL: Final = frozenset({_LOCK, _HOLDER, FRESH_JOURNAL, PROBE})
 _MOST_LINES: Final = 20
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
@@ -83,7 +88,17 @@ class Staging:
             self._refuse_lockless(created=created)
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         with contextlib.suppress(OSError):  # good to know, and not needed
-            (self.path / _HOLDER).write_text(json.dumps(holder), encoding="utf-8")
+            self._write_holder(json.dumps(holder).encode())
+
+    def _write_holder(self, content: bytes) -> None:
+        """Write it as a new file: what somebody put in its place, a link or a pipe, is removed, not written to."""
+        path = self.path / _HOLDER
+        path.unlink(missing_ok=True)
+        descriptor = platform.open_for_writing(str(path))
+        try:
+            platform.write_all(descriptor, memoryview(bytearray(content)), 0)
+        finally:
+            os.close(descriptor)
 
     def _holder(self) -> str:
         try:
@@ -126,18 +141,34 @@ class Staging:
         }
 
     def take_stock(self, *, overwrite: bool, published: Iterable[str] = ()) -> None:
-        """See which shards an earlier run of this very merge has finished; remove what else it left.
+        """See which shards an earlier run of this very merge has finished. Removes nothing; `begin` does.
 
         Args:
             overwrite: start anew, whatever is there.
             published: names that are in place already, of a run that died while it published.
 
         Raises:
-            OutputError: the earlier run was of another merge; lists what differs.
+            OutputError: the earlier run was of another merge, and what differs is listed; or what lies there is not of
+                any run.
         """
+        self._refuse_strangers()
         self.finished = {} if overwrite else self.look(published)
-        self._is_ours = True
-        self._clear({_LOCK, _HOLDER, *self.finished} | (set() if overwrite else {JOURNAL}))
+
+    def _refuse_strangers(self) -> None:
+        """Refuse to clear a directory that no run has left: a run writes its journal before anything of size."""
+        if os.path.lexists(self.path / JOURNAL):
+            return
+        strangers = sorted({entry.name for entry in self.path.iterdir()} - _BEFORE_THE_JOURNAL)
+        if strangers:
+            raise OutputError(
+                f"holds files in {STAGING} that paramdelta did not write: {printable(listed(strangers))}",
+                file=str(self._output),
+                remedy="Move them elsewhere, or choose another output.",
+            )
+
+    def leftovers(self) -> list[Path]:
+        """Return the files that `begin` removes: those of earlier runs that are no finished shards."""
+        return [entry for entry in self.path.iterdir() if entry.name not in {*_KEPT, *self.finished}]
 
     def _another_merge(self, differing: list[str]) -> OutputError:
         lines = [f"  {line}" for line in differing[:_MOST_LINES]]
@@ -150,7 +181,11 @@ class Staging:
         )
 
     def begin(self) -> None:
-        """Open the journal. Raises OSError."""
+        """Remove what earlier runs left unfinished, and open the journal. Raises OSError."""
+        self._is_ours = True
+        _clear(self.leftovers())
+        if (self.path / JOURNAL).is_dir():
+            _clear([self.path / JOURNAL])
         self._journal = JournalWriter(self.path, identity_of(self._plan), self.finished, self._plan)
 
     def missing(self) -> list[OutputShard]:
@@ -165,21 +200,19 @@ class Staging:
         self.finished[self._plan.shards[finished.number].name] = finished
 
     def leave(self, *, published: bool) -> None:
-        """Give the directory up: all of it where the output is published or nothing is worth keeping."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        """Give the directory up: all of it where the output is published or nothing is worth keeping.
+
+        What the system refuses here is passed over: it must not hide what ended the run, and the next run sees to it.
+        """
+        with contextlib.suppress(OSError):
+            if self._journal is not None:
+                self._journal.close()
+        self._journal = None
         if not self.is_locked:
             return
-        if not self._is_ours and not published:
-            keep = (self.path / JOURNAL).exists()
-            (self.path / _HOLDER).unlink(missing_ok=True)
-        else:
-            keep = bool(self.finished) and not published
-            if keep:
-                self._clear({_LOCK, JOURNAL, *self.finished})
-        if not keep:
-            shutil.rmtree(self.path, ignore_errors=True)
+        keep = False
+        with contextlib.suppress(OSError):
+            keep = self._tidy(published=published)
         with contextlib.suppress(OSError):
             self._lock.release()
         if not keep:
@@ -188,13 +221,38 @@ class Staging:
         with contextlib.suppress(OSError):
             platform.sync_directory(self._output)
 
-    def _clear(self, kept: Iterable[str]) -> None:
-        for leftover in self.path.iterdir():
-            if leftover.name not in kept:
-                if leftover.is_dir() and not leftover.is_symlink():
-                    shutil.rmtree(leftover, ignore_errors=True)
-                else:
-                    leftover.unlink()
+    def _tidy(self, *, published: bool) -> bool:
+        """Remove what nobody needs any more; return whether the directory stays."""
+        if self._is_ours or published:
+            keep = bool(self.finished) and not published
+            kept = {_LOCK, JOURNAL, *self.finished} if keep else {_LOCK, JOURNAL}
+            _clear(entry for entry in self.path.iterdir() if entry.name not in kept)
+            if not keep:
+                platform.sync_directory(self.path)  # what has no journal would be no run's, and in the way
+                _clear([self.path / JOURNAL])
+        else:
+            keep = os.path.lexists(self.path / JOURNAL)
+            _clear(self.path / name for name in _BEFORE_THE_JOURNAL - {_LOCK})
+        if not keep:
+            (self.path / _LOCK).unlink()
+        return keep
+
+    def sweep(self) -> None:
+        """Remove the directory that a run left which died when all was published. Raises as `acquire`."""
+        self.acquire(created=False)
+        try:
+            self._refuse_strangers()
+            self._is_ours = True
+        finally:
+            self.leave(published=self._is_ours)
+
+
+def _clear(leftovers: Iterable[Path]) -> None:
+    for leftover in leftovers:
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -207,8 +265,7 @@ def sweep(output: Path, plan: Plan) -> None:
     if not staging.path.is_dir() or staging.path.is_symlink():
         return
     with contextlib.suppress(OutputError, OSError):
-        staging.acquire(created=False)
-        staging.leave(published=True)
+        staging.sweep()
 
 
 def kept_text(staging: Staging, needs: str | None = None) -> str:
