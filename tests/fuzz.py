@@ -1,4 +1,6 @@
-"""`python -m tests.fuzz` (`make fuzz`): the tests on hostile input, over and over with new seeds, for FUZZ_MINUTES.
+"""`python -m tests.fuzz` (`make fuzz`): the tests on hostile input, over and over, for FUZZ_MINUTES.
+
+Seeds are new each time, or follow from FUZZ_SEED.
 
 Hypothesis shrinks what fails, and the seed repeats it; a case that was found belongs into the tests, written out.
 """
@@ -21,9 +23,10 @@ TESTS = ("tests/checkpoint/test_header_differential.py", "tests/test_hostile.py"
 def main() -> int:
     """Run until the time is over, or something fails."""
     ends = time.monotonic() + 60 * float(os.environ.get("FUZZ_MINUTES", "10"))
+    seeds = random.Random(os.environ.get("FUZZ_SEED"))
     rounds = 0
     while time.monotonic() < ends:
-        seed = random.randrange(2**32)
+        seed = seeds.randrange(2**32)
         command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", f"--hypothesis-seed={seed}", *TESTS]
         environment = os.environ | {"FUZZ_EXAMPLES": "3000"}
         run = subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment)
