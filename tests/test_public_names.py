@@ -48,7 +48,19 @@ def test_exit_codes_are_the_documented_ones() -> None:
 
 def test_data_goes_one_way_through_the_packages() -> None:
     """Each layer imports only the ones below it."""
-    layers = ["errors", "storage", "checkpoint", "planning", "engine", "results", "api", "demo", "cli", "__main__"]
+    layers = [
+        "errors",
+        "storage",
+        "checkpoint",
+        "planning",
+        "engine",
+        "results",
+        "api",
+        "demo",
+        "benchmark",
+        "cli",
+        "__main__",
+    ]
     for module in pkgutil.walk_packages(paramdelta.__path__, "paramdelta."):
         if module.name == "paramdelta.__main__":
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import json
@@ -313,6 +314,31 @@ def verify(*, output: str, quiet: bool, as_json: bool, **settings: Any) -> None:
     click.echo(json.dumps(display.verify_json(result)) if as_json else display.verify_line(result))
     if not result.ok:
         sys.exit(VerificationError.exit_code)
+
+
+@commands.command()
+@click.option(
+    "--dir", "directory", default=".", metavar="DIR", help="On the disk in question.  [default: the current directory]"
+)
+@click.option("--size", metavar="SIZE", help="Bytes of each file, like 1GB.  [default: as many as a minute allows]")
+@_output_options
+def bench(*, directory: str, size: str | None, as_json: bool) -> None:
+    """Say what this machine can do: arithmetic beside memcpy, a merge beside the disk alone, and what that makes of 70B.
+
+    Four files of random weights are written below DIR and removed again.
+    """
+    from paramdelta import benchmark
+    from paramdelta.cli import display
+    from paramdelta.cli.signals import cancel_on_signals
+    from paramdelta.planning.units import parse_size
+
+    with cancel_on_signals() as cancelled:
+        say = None if as_json else functools.partial(click.echo, err=True)
+        result = benchmark.run(directory, None if size is None else parse_size(size, "size"), say, cancelled)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(result)))
+    else:
+        display.show_benchmark(result)
 
 
 @commands.command()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
+    from paramdelta.benchmark import Benchmark
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.engine.progress import Progress
     from paramdelta.planning.plan import Plan
@@ -236,6 +237,40 @@ def show_plan(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> None:
 def plan_json(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> dict[str, Any]:
     """Return what a merge would do as scripts read it."""
     return plan.to_json() | {"memory_bytes": memory, "warnings": [warned._asdict() for warned in warnings]}
+
+
+def show_benchmark(result: Benchmark) -> None:
+    """Print what a machine can do."""
+    from rich.table import Table
+
+    measured = Table(box=None, pad_edge=False)
+    for column in ("measured", "rate", "of its limit"):
+        measured.add_column(column, justify="left" if column == "measured" else "right")
+    threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
+    for name, rate, share in (
+        (f"memcpy, {threads}", result.memcpy_rate, None),
+        (f"post - base + new base in bf16, {threads}", result.kernel_rate, result.kernel_rate / result.memcpy_rate),
+        ("disk: one file written", result.write_rate, None),
+        ("disk: three files read", result.read_rate, None),
+        ("disk: three read, one written, at once", result.disk_rate, None),
+        (f"merge ({result.io})", result.merge_rate, result.share_of_disk),
+    ):
+        measured.add_row(name, f"{format_size(rate)}/s", "" if share is None else f"{share:.2f}")
+    expected = Table(box=None, pad_edge=False)
+    for column in ("a merge of", "moves", "room for the output", "takes about"):
+        expected.add_column(column, justify="left" if column == "a merge of" else "right")
+    for each in result.estimates:
+        room, moved = format_size(each.room_bytes), format_size(each.bytes_moved)
+        expected.add_row(f"three {each.model} models, bf16", moved, room, _duration(each.seconds))
+    console = _console()
+    console.print(measured)
+    console.print()
+    console.print(expected)
+    console.print(
+        f"four files of {format_size(result.file_bytes)} in {printable(result.directory)}, removed again;"
+        f" peak RAM {format_size(result.peak_rss_bytes)}",
+        highlight=False,
+    )
 
 
 def show_warning(warning: PlanWarning) -> None:
