@@ -323,7 +323,7 @@ def verify(*, output: str, quiet: bool, as_json: bool, **settings: Any) -> None:
 @click.option("--size", metavar="SIZE", help="Bytes of each file, like 1GB.  [default: as many as a minute allows]")
 @_output_options
 def bench(*, directory: str, size: str | None, as_json: bool) -> None:
-    """Say what this machine can do: arithmetic beside memcpy, a merge beside the disk alone, and what that makes of 70B.
+    """Say what this machine can do: arithmetic beside memcpy, a merge beside the disk alone, and what 70B would take.
 
     Four files of random weights are written below DIR and removed again.
     """
