@@ -130,6 +130,25 @@ def cancelling(dtypes: Sequence[str], out: str, count: int, rng: Rng) -> list[Co
     return [np.where(pick > 0, near_new, new), post, np.where(pick < 2, near_post, base)]
 
 
+def apart(dtypes: Sequence[str], _out: str, count: int, rng: Rng) -> list[Codes]:
+    """Exponents 8 to 26 apart, each operand the largest in turn: where sums stop fitting into 24 bits."""
+    exponents = rng.integers(-8, 8, count) - rng.integers(8, 27, (3, count))
+    exponents[rng.integers(0, 3, count), np.arange(count)] = rng.integers(-8, 8, count)
+    numbers = np.ldexp(rng.uniform(0.5, 1.0, (3, count)) * rng.choice([-1.0, 1.0], (3, count)), exponents)
+    numbers[:, ::2] = _one_bit_beyond_a_tie(-(-count // 2), rng)
+    order = rng.permuted(np.tile(np.arange(3), (count, 1)), axis=1).T
+    numbers = np.take_along_axis(numbers, order, axis=0)
+    numbers[order == 2] *= -1.0  # base is taken away
+    return [nearby(row, dtype) for row, dtype in zip(numbers, dtypes, strict=True)]
+
+
+def _one_bit_beyond_a_tie(count: int, rng: Rng) -> NDArray[np.float64]:
+    """Return addends: two whose sum is a tie of a format of 8 bits or of 11, and a speck of odd code to either side."""
+    bits = rng.choice([8, 11], count)
+    speck = np.ldexp(1.0 + np.ldexp(1.0, 1 - bits), -rng.integers(8, 27, count)) * rng.choice([-1.0, 1.0], count)
+    return np.stack([np.full(count, 1.5), 0.5 + np.ldexp(1.0, 1 - bits), speck])
+
+
 def ties(dtypes: Sequence[str], out: str, count: int, rng: Rng) -> list[Codes]:
     """New a number of the output's format, post half its last place, base nothing, or too little to see."""
     new, _, base = finite(dtypes, out, count, rng)
@@ -194,6 +213,7 @@ KINDS: tuple[Callable[[Sequence[str], str, int, Rng], list[Codes]], ...] = (
     weights,
     close,
     cancelling,
+    apart,
     ties,
     special,
     overflowing,

@@ -17,6 +17,7 @@ from paramdelta.engine.loops.bits import (
     bits32,
     bits64,
     entry,
+    fetch_ahead,
     float32,
     load16,
     load32,
@@ -31,6 +32,8 @@ U16, U32, U64 = np.uint16, np.uint32, np.uint64
 """numba computes in 64 bits unless told otherwise after each operation, and lanes are what makes these loops fast."""
 
 _PLUS_0: Any = np.float32(0.0)
+_1, _MAGNITUDE_16 = U16(1), U16(0x7FFF)
+_FAR_FROM_INFINITY = 250
 _SIGN, _MAGNITUDE, _INFINITY = U32(0x8000_0000), U32(0x7FFF_FFFF), U32(0x7F80_0000)
 
 
@@ -70,6 +73,28 @@ def round_to_f16(wide: np.uint32) -> np.uint32:
     if magnitude < U32(113 << 23):
         code = U32(bits32(float32(magnitude) + np.float32(0.5)) - U32(126 << 23))
     return U32(code | U32(U32(wide >> U32(16)) & U32(0x8000)))
+
+
+@part
+def plain_bf16(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) -> bool:
+    """Sum a block in f32 and say whether that is exact, by the operands' exponents alone.
+
+    Operands other than zero are multiples of 2^(e-134) and at most 2^(E-126) - 2^(E-134), where e and E are their least
+    and greatest exponent fields. Where E - e is 14 at most, sums of three are below 2^(E-124), and f32 has enough bits
+    for such multiples. Where it is 15, one of the three is below 2^(E-141) and their sum below 2^(E-125): enough again.
+    """
+    greatest: Any = U16(0)
+    least: Any = U16(0xFFFF)
+    for i in range(size):
+        n, p, b = load16(new, i), load16(post, i), load16(base, i)
+        x, y, z = U16(n & _MAGNITUDE_16), U16(p & _MAGNITUDE_16), U16(b & _MAGNITUDE_16)
+        greatest = max(greatest, max(x, max(y, z)))
+        least = min(least, min(U16(x - _1), min(U16(y - _1), U16(z - _1))))  # less one, so that no zero counts
+        total = (widen_bf16(p) - widen_bf16(b)) + widen_bf16(n)
+        code = round_to_bf16(bits32(total + _PLUS_0))
+        store16(out, i, n if p == b else (p if n == b else U16(code)))
+    top, bottom = np.int64(greatest) >> 7, max(np.int64(1), (np.int64(least) + 1) >> 7)
+    return bool(top < _FAR_FROM_INFINITY and top - bottom <= 15)
 
 
 @part
@@ -149,8 +174,11 @@ def skim_bf16(addresses: int, out: int, begin: int, end: int) -> int:
     new, post, base = np.int64(load64(addresses, 0)), np.int64(load64(addresses, 1)), np.int64(load64(addresses, 2))
     for start in range(begin, end, BLOCK):
         size, at = min(BLOCK, end - start), 2 * start
-        if not try_bf16(new + at, post + at, base + at, out + at, size) and not retry_bf16(
-            new + at, post + at, base + at, out + at, size
+        fetch_ahead(new + at, post + at, base + at, 2 * BLOCK)
+        if not (
+            plain_bf16(new + at, post + at, base + at, out + at, size)
+            or try_bf16(new + at, post + at, base + at, out + at, size)
+            or retry_bf16(new + at, post + at, base + at, out + at, size)
         ):
             return start
     return end
@@ -162,6 +190,7 @@ def skim_f16(addresses: int, out: int, begin: int, end: int) -> int:
     new, post, base = np.int64(load64(addresses, 0)), np.int64(load64(addresses, 1)), np.int64(load64(addresses, 2))
     for start in range(begin, end, BLOCK):
         size, at = min(BLOCK, end - start), 2 * start
+        fetch_ahead(new + at, post + at, base + at, 2 * BLOCK)
         if not try_f16(new + at, post + at, base + at, out + at, size):
             return start
     return end
@@ -173,6 +202,7 @@ def skim_f32(addresses: int, out: int, begin: int, end: int) -> int:
     new, post, base = np.int64(load64(addresses, 0)), np.int64(load64(addresses, 1)), np.int64(load64(addresses, 2))
     for start in range(begin, end, BLOCK):
         size, at = min(BLOCK, end - start), 4 * start
+        fetch_ahead(new + at, post + at, base + at, 4 * BLOCK)
         if not try_f32(new + at, post + at, base + at, out + at, size):
             return start
     return end
