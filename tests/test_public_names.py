@@ -49,6 +49,7 @@ def test_exit_codes_are_the_documented_ones() -> None:
 def test_data_goes_one_way_through_the_packages() -> None:
     """Each layer imports only the ones below it."""
     layers = [
+        "version",
         "errors",
         "storage",
         "checkpoint",

@@ -17,6 +17,7 @@ import click
 from paramdelta.errors import CancelledError, ParamDeltaError, RecipeError, VerificationError
 from paramdelta.planning.policies import CHOICES, Policies
 from paramdelta.storage.source import IO_CHOICES
+from paramdelta.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,7 +202,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="paramdelta")
+@click.version_option(VERSION)
 def commands() -> None:
     """Give an updated base model the post-training of its predecessor: post - base + new_base.
 

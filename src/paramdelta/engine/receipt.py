@@ -7,7 +7,6 @@ import json
 import math
 import os
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from paramdelta.checkpoint.discovery import STAGING
@@ -18,6 +17,7 @@ from paramdelta.errors import CheckpointError
 from paramdelta.planning.identity import ARITHMETIC
 from paramdelta.planning.layout import INDEX_FILE, SINGLE_FILE
 from paramdelta.planning.provenance import listed_inputs
+from paramdelta.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,7 @@ def compose_receipt(
     small = {car.name: (car.size, sidecar_digests[car.name]) for car in plan.sidecars}
     small |= {name: (len(raw), hashlib.sha256(raw).hexdigest()) for name, raw in (*documents.items(), *index.items())}
     return {
-        "paramdelta": version("paramdelta"),
+        "paramdelta": VERSION,
         "arithmetic": ARITHMETIC,
         "fingerprint": plan.fingerprint,
         "inputs": listed_inputs(plan),

@@ -142,8 +142,24 @@ def _share_read_without_waiting(descriptor: int, pages: int, samples: int) -> fl
     return resident / samples
 
 
+class _View(ctypes.Structure):
+    """Python's own description of a buffer (Py_buffer), as far as anybody needs it here; the rest is room."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("rest", ctypes.c_byte * 128))
+
+
+_get_buffer: Final = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_View), ctypes.c_int)
+_release_buffer: Final = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = (ctypes.POINTER(_View),)
+_release_buffer.restype = None
+
+
 def address_of(memory: memoryview | mmap.mmap) -> int:
     """Return the address of a buffer's first byte. The caller keeps the buffer alive while the address is in use."""
-    import numpy as np  # planning imports this module and must start without numpy
-
-    return int(np.frombuffer(memory, dtype=np.uint8).ctypes.data)
+    view = _View()  # not through numpy, which takes longer to import than the first windows to read
+    _get_buffer(memory, ctypes.byref(view), 0)
+    try:
+        return int(view.address)
+    finally:
+        _release_buffer(ctypes.byref(view))
