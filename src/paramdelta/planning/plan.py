@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paramdelta.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, FileIdentity, open_checkpoint
 from paramdelta.checkpoint.embeddings import Embeddings, embeddings_of
@@ -22,6 +24,9 @@ from paramdelta.planning.policies import Policies
 from paramdelta.planning.recipe import Delta, Recipe
 from paramdelta.planning.vocabulary import Comparison, differing_tokens, donor_of_tokens, taken_tokens
 from paramdelta.planning.warnings import PlanWarning, Tokens, all_warnings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _DIGESTED: Final = ("fingerprint", "recipe", "inputs", "files", "tensors", "shards", "index", "sidecars")
 """What `Plan.from_json` insists on; others may add to or change the rest of a plan's JSON."""
@@ -93,8 +98,9 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data: what `from_json` needs, and what scripts read."""
-        data = self._as_data()
-        return data | {"digest": digest_of({field: data[field] for field in _DIGESTED})}
+        with _collector_paused():
+            data = self._as_data()
+            return data | {"digest": digest_of({field: data[field] for field in _DIGESTED})}
 
     def _as_data(self) -> dict[str, Any]:
         return {
@@ -223,6 +229,19 @@ def _identity_of(entry: dict[str, Any]) -> FileIdentity:
     return FileIdentity(entry["dev"], entry["ino"], entry["size"], entry["mtime_ns"])
 
 
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Let no garbage be collected: of a plan's million objects all stay, and all would be looked at time and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def make_plan(recipe: Recipe) -> Plan:
     """Return the plan of a merge, from headers and sidecars alone.
 
