@@ -117,6 +117,16 @@ def test_plan_says_what_a_merge_would_do(triple: Path) -> None:
     assert "config.json from new base" in run.stdout
 
 
+def test_a_plan_shows_names_of_files_as_they_are(triple: Path) -> None:
+    for name in ("[red].py", "a\x1b[2J.py"):
+        (triple / "post" / name).write_text("")
+    run = paramdelta("plan", *of(triple), "--trust-remote-code")
+    assert run.returncode == 0, run.stderr
+    assert "[red].py from post\n" in run.stdout
+    assert "'a\\x1b[2J.py' from post\n" in run.stdout
+    assert "\x1b" not in run.stdout
+
+
 def test_a_plan_that_needs_more_disk_than_there_is_warns(tmp_path: Path) -> None:
     for role in ("post", "base", "new_base"):
         sparse_checkpoint(tmp_path / role, {"w": (1 << 20, 1 << 20)})

@@ -161,6 +161,12 @@ GOOD = "new_base: n\npost: p\nbase: b\n"
         ("new_base: n\npost: p\nbase_model: b\n", 3, "here it is two things, the base of each delta and new_base"),
         ("merges:\n  - new_base: n\nother: 1\n", 3, "unknown key 'other'"),
         ("a: &a [*a]\n", 1, "unknown key 'a'"),
+        (GOOD + 'alphas: {"\\e[2J*": x}\n', 4, "alphas: '\\x1b[2J*' must be a number, not 'x'"),
+        (GOOD + 'alphas: {"\\e[2J*": nan}\n', 4, "alphas: '\\x1b[2J*' must be a finite number, not nan"),
+        (GOOD + 'alpha: "\\u2028inf"\n', 4, "alpha must be a finite number, not '\\u2028inf'"),
+        (GOOD + 'output: !!int "\\e[2J"\n', 4, "output must be text: if it is, write it in quotes, '\\x1b[2J'"),
+        (GOOD + '!!int "\\e[2J": 5\n', 4, "a key must be text: if it is, write it in quotes, '\\x1b[2J'"),
+        (GOOD + '"\\e[2J": 5\n', 4, "unknown key '\\x1b[2J'"),
         ("new_base: \x00", None, "not YAML"),
         ("[" * 100_000, None, "not YAML"),
     ],
@@ -171,6 +177,7 @@ def test_mistakes_are_errors_that_name_file_and_line(text: str, line: int | None
     assert caught.value.exit_code == 2
     assert caught.value.file == str(FILE)
     assert words in str(caught.value)
+    assert all(part.isprintable() for part in caught.value.message.split("\n"))
     if line is not None:
         assert f"line {line}: " in str(caught.value)
 

@@ -224,7 +224,7 @@ def show_plan(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> None:
     console = _console()
     console.print(table)
     for car in plan.sidecars:
-        console.print(f"{car.name} from {car.donor}", highlight=False)
+        console.print(_plain(car.name).append(f" from {car.donor}"), highlight=False)
     console.print(
         f"{len(plan.operations):,} tensors; reads {format_size(plan.bytes_read)},"
         f" writes {format_size(plan.bytes_written)}, holds {format_size(memory)} of RAM",

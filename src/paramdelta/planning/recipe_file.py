@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import yaml
 
 from paramdelta.checkpoint.files import read_whole
-from paramdelta.checkpoint.wording import printable
+from paramdelta.checkpoint.wording import clipped, printable
 from paramdelta.errors import CheckpointError, RecipeError
 from paramdelta.planning.policies import CHOICES, Policies
 from paramdelta.planning.recipe import Delta, Recipe, checked_path
@@ -194,12 +194,15 @@ class _File(Nodes):
 
     def _alphas(self, node: yaml.Node) -> tuple[tuple[str, float], ...]:
         by_pattern = self.mapping(node, "alphas", "{'*self_attn*': 0.9}")
-        return tuple((pattern, self._alpha(value, f"alphas: {pattern}")) for pattern, value in by_pattern.items())
+        return tuple(
+            (pattern, self._alpha(value, f"alphas: {printable(clipped(pattern))}"))
+            for pattern, value in by_pattern.items()
+        )
 
     def _alpha(self, node: yaml.Node, name: str) -> float:
         number = self.number(node, name)
         if not math.isfinite(number):
-            self.refuse(node, f"{name} must be a finite number, not {node.value}")
+            self.refuse(node, f"{name} must be a finite number, not {printable(clipped(node.value))}")
         return number
 
     def path(self, node: yaml.Node, name: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import yaml
 
-from paramdelta.checkpoint.wording import quoted
+from paramdelta.checkpoint.wording import clipped, printable, quoted
 from paramdelta.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def compose(text: str, file: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line if error.problem_mark else 0
         raise RecipeError(
-            f"line {line + 1}: not YAML: {error.problem}", file=file, remedy=_remedy(error, text, line)
+            f"line {line + 1}: not YAML: {printable(clipped(str(error.problem)))}",
+            file=file,
+            remedy=_remedy(error, text, line),
         ) from None
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"not YAML: {error}", file=file) from None
@@ -99,7 +101,7 @@ class Nodes:
         if kind == "null":
             self.refuse(node, f"{name} must be text, and is empty")
         if kind not in _TEXTS:
-            self.refuse(node, f"{name} must be text: if it is, write it in quotes, '{node.value}'")
+            self.refuse(node, f"{name} must be text: if it is, write it in quotes, {quoted(node.value)}")
         return str(node.value)
 
     def texts(self, node: yaml.Node, name: str) -> tuple[str, ...]:
