@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +16,7 @@ from paramdelta.checkpoint.files import open_regular, read_exactly
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.engine.inputs import check_identity
 from paramdelta.engine.location import free_space, make_directories, refusals, refuse_inputs
-from paramdelta.engine.receipt import RECEIPT, is_abandoned, listed_files, read_receipt
+from paramdelta.engine.receipt import RECEIPT, is_abandoned, listed_files, read_receipt, sealed
 from paramdelta.engine.staging import PROBE, Staging
 from paramdelta.errors import InputChangedError, OutputError
 from paramdelta.planning.layout import INDEX_FILE, SINGLE_FILE
@@ -142,7 +141,7 @@ class OutputDirectory:
             for file in self._plan.files:
                 check_identity(file)
             self._check_sidecars()
-            _write_durably(self._staging / RECEIPT, [f"{json.dumps(receipt, indent=2)}\n".encode()])
+            _write_durably(self._staging / RECEIPT, [sealed(receipt)])
             for name in DOCUMENTS:
                 _write_durably(self._staging / name, [documents[name]])
             if self._plan.layout.index is not None:
