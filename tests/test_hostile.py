@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 import paramdelta
 from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.checkpoint.index import parse_index
+from paramdelta.cli.display import verify_json, verify_line
 from paramdelta.engine.journal import JOURNAL, read_journal
-from paramdelta.engine.receipt import RECEIPT, listed_files, read_receipt
-from paramdelta.engine.verify import read_claims
+from paramdelta.engine.receipt import RECEIPT, listed_files, read_receipt, sealed
 from paramdelta.errors import CheckpointError, MismatchError, ParamDeltaError, RecipeError
 from paramdelta.planning.identity import differences, identity_of
 from paramdelta.planning.plan import make_plan
@@ -46,9 +46,10 @@ leaves = (
         ["..", "/etc/passwd", "C:\\x", "CON", "a/b", "\x1b[2J", "x" * 5000, "model.safetensors", "\ud800"]
     )
 )
+keys = st.text(max_size=8) | st.sampled_from(["\x1b[2J", "a\nb", "\r", "\u202e", "[red]", "sha256", "xxh3", "x" * 5000])
 trees: st.SearchStrategy[Any] = st.recursive(
     leaves,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=12,
 )
 
@@ -85,7 +86,7 @@ def changed_tree(draw: st.DrawFn, tree: Any) -> Any:
         at = draw(st.integers(0, len(tree) - 1))
         return [*tree[:at], draw(changed_tree(tree[at])), *tree[at + 1 :]]
     if isinstance(tree, dict) and draw(st.booleans()):
-        return {**tree, draw(st.text(max_size=8)): draw(trees)}
+        return {**tree, draw(keys): draw(trees)}
     return draw(trees)
 
 
@@ -126,8 +127,17 @@ merges:
 """
 
 
+ONE_MERGE = {"new_base": "n", "post": "p", "base": "b"}
+recipes = (
+    trees
+    | st.dictionaries(keys, leaves, max_size=4).map(lambda entries: {**ONE_MERGE, **entries})
+    | st.dictionaries(keys, leaves, max_size=4).map(lambda alphas: {**ONE_MERGE, "alphas": alphas})
+    | st.lists(leaves, max_size=4).map(lambda patterns: {**ONE_MERGE, "include": patterns})
+)
+
+
 @hostile
-@given(changed(RECIPE) | trees.map(lambda tree: json.dumps(tree).encode()))
+@given(changed(RECIPE) | recipes.map(lambda tree: json.dumps(tree).encode()))
 def test_a_recipe_parses_or_is_refused(raw: bytes) -> None:
     try:
         jobs = parse_recipes(raw.decode("utf-8", "replace"), Path("recipes/r.yaml"))
@@ -200,10 +210,32 @@ def test_a_receipt_lists_plain_files_or_none(finished: Path, tmp_path: Path, dat
     (tmp_path / RECEIPT).write_bytes(raw)
     names = listed_files(read_receipt(tmp_path))
     assert all(name == Path(name).name and name not in {RECEIPT, ".paramdelta"} for name in names)
+
+
+digests = st.sampled_from([*(digit * n for digit in "0gA-" for n in (16, 32, 64)), ["0" * 16], "-" + "0" * 15, ""])
+
+
+@hostile
+@given(data=st.data())
+def test_what_a_receipt_says_is_verified_or_refused(finished: Path, data: st.DataObject) -> None:
+    good = (finished / RECEIPT).read_bytes()
+    receipt = json.loads(good)
+    entry = data.draw(st.sampled_from(receipt["files"]))
+    entry[data.draw(st.sampled_from(sorted(entry)))] = data.draw(digests | trees)
+    receipts = st.just(receipt) | changed_tree(receipt)
+    raw = data.draw(changed(good) | receipts.map(lambda tree: json.dumps(tree).encode()) | st.just(sealed(receipt)))
+    (finished / RECEIPT).write_bytes(raw)
     try:
-        read_claims(tmp_path)
+        result = paramdelta.verify(finished, workers=1, recompute=data.draw(st.integers(0, 9)) == 0)
     except CheckpointError as error:
         told(error)
+    else:
+        for line in verify_line(result).split("\n"):
+            assert line.isprintable()
+            assert len(line) < 5_000
+        json.dumps(verify_json(result))
+    finally:
+        (finished / RECEIPT).write_bytes(good)
 
 
 @hostile

@@ -21,7 +21,6 @@ from paramdelta.engine.staging import kept_text, sweep
 from paramdelta.errors import (
     CancelledError,
     InputChangedError,
-    MismatchError,
     NonFiniteError,
     OutputError,
     ParamDeltaError,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping, Sequence
 
+    from paramdelta.engine.failure import Failure
     from paramdelta.engine.progress import Progress
     from paramdelta.planning.layout import OutputShard
     from paramdelta.planning.policies import Policies
@@ -234,6 +234,8 @@ def verify(
 ) -> Verification:
     """Read a finished output again and check it against its receipt: digests, headers, index, sidecars.
 
+    What is wrong is in the result; once something is, an error of the recomputation is only one thing more.
+
     Args:
         output: the directory that a merge has written.
         recompute: also compute every element again, from the inputs that ``recipe.yaml`` names.
@@ -245,12 +247,14 @@ def verify(
         cancelled: set it, from any thread, to stop.
 
     Raises:
-        CheckpointError: there is no receipt, or an input is missing.
+        CheckpointError: there is no receipt, or it cannot be read; or an input is missing.
         MismatchError: the inputs do not make an output of this layout any more.
-        BudgetError: ``memory`` is below what works.
+        VerificationError: not everything was read, though nothing said why.
+        BudgetError: ``memory`` is below what works, or the system gives no more.
         CancelledError: ``cancelled`` was set.
     """
-    from paramdelta.engine import verify as checks
+    from paramdelta.engine.failure import Failure
+    from paramdelta.engine.verify import check
 
     started = time.perf_counter()
     _require_settings(io, workers)
@@ -258,38 +262,50 @@ def verify(
         raise RecipeError(f"sample: must be more than 0 and at most 1, not {sample}")
     most = None if memory is None else parse_size(memory, "memory")
     path = Path(checked_path(output, "output"))
-    claims = checks.read_claims(path)
-    failures = [*checks.check_small_files(path, claims), *checks.check_format(path, claims)]
-    threads = workers or budgets.default_workers()
-    failures += checks.check_shards(path, claims, threads, io, on_progress, cancelled)
-    recomputed = 0
+    process.raise_open_file_limit()
+    checked = check(path, workers or budgets.default_workers(), io, on_progress, cancelled)
+    failures, recomputed = list(checked.failures), 0
     if recompute or sample is not None:
-        from paramdelta.engine import recompute as again
-        from paramdelta.planning.recipe_file import read_recipes
-
-        made = make_plan(read_recipes(path / "recipe.yaml")[0].recipe)
         try:
-            again.require_same_layout(made, path)
-        except MismatchError as error:
+            found, recomputed = _compute_again(path, sample, most, workers, io, on_progress, cancelled)
+            failures += found
+        except CancelledError:
+            raise
+        except ParamDeltaError as error:
             if not failures:
                 raise
-            failures.append(checks.Failure(Path(error.file or "").name, f"not computed again: it {error.message}"))
-        else:
-            work = again.whole(made) if sample is None else again.sample(made, sample, time.time_ns())
-            failures += again.recompute(
-                work, path, _budget(work.plan, most, workers, cancelled), io, on_progress, cancelled
-            )
-            recomputed = sum(len(shard.begins) for shard in work.plan.shards)
+            failures.append(Failure.of(error, path, "not computed again: "))
     return Verification(
         output=str(path),
         ok=not failures,
-        shards=len(claims.shards),
-        bytes_read=sum(claims.sizes.values()),
+        shards=checked.shards,
+        bytes_read=checked.bytes_read,
         recomputed=recomputed,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=process.peak_rss(),
         failures=tuple(failures),
+        strangers=checked.strangers,
     )
+
+
+def _compute_again(
+    path: Path,
+    sample: float | None,
+    memory: int | None,
+    workers: int | None,
+    io: str,
+    on_progress: Callable[[Progress], None] | None,
+    cancelled: threading.Event | None,
+) -> tuple[list[Failure], int]:
+    """Return where an output is not what the inputs of its recipe give, and how many tensors were computed."""
+    from paramdelta.engine import recompute as again
+    from paramdelta.planning.recipe_file import read_recipes
+
+    made = make_plan(read_recipes(path / "recipe.yaml")[0].recipe)
+    again.require_same_layout(made, path)
+    work = again.whole(made) if sample is None else again.sample(made, sample, time.time_ns())
+    failures = again.recompute(work, path, _budget(work.plan, memory, workers), io, on_progress, cancelled)
+    return failures, sum(len(shard.begins) for shard in work.plan.shards)
 
 
 def _require_settings(io: str, workers: int | None) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paramdelta.engine.budget import Budget
+    from paramdelta.engine.failure import Failure
     from paramdelta.engine.progress import FinishedShard, Outcome
-    from paramdelta.engine.verify import Failure
     from paramdelta.planning.plan import Plan
 
 
@@ -68,6 +68,8 @@ class Verification:
         shards: number of files with tensors.
         bytes_read: bytes of the output's files that were read for digests.
         recomputed: tensors whose elements were computed again from the inputs.
+        strangers: names of files in the output that its receipt does not list, and so nobody can say are right; hidden
+            ones and directories do not count.
         seconds: wall-clock time.
         peak_rss_bytes: the most RAM that the process held, as the system reports it.
     """
@@ -80,6 +82,7 @@ class Verification:
     seconds: float
     peak_rss_bytes: int
     failures: tuple[Failure, ...]
+    strangers: tuple[str, ...] = ()
 
 
 def published(

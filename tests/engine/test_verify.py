@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import tempfile
 import threading
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +20,9 @@ from hypothesis import strategies as st
 
 import paramdelta
 from paramdelta.cli.app import commands
-from paramdelta.engine.digests import REGION
-from paramdelta.engine.receipt import RECEIPT
+from paramdelta.engine.digests import REGION, Digest
+from paramdelta.engine.failure import Failure
+from paramdelta.engine.receipt import RECEIPT, sealed
 from paramdelta.engine.recompute import sample
 from paramdelta.errors import CancelledError, CheckpointError, MismatchError, RecipeError
 from paramdelta.planning.plan import make_plan
@@ -26,7 +32,7 @@ from tests.block_scaled import CONFIG, tensors_of
 from tests.make import normal, skip_without_direct_io, write_checkpoint
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 INDEX = "model.safetensors.index.json"
 ROLES = ("post", "base", "new_base")
@@ -144,21 +150,165 @@ def test_an_index_that_says_something_else_is_found_by_digest_and_by_content(out
     assert any("bytes of tensors, and there are" in message for message in messages)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"fingerprint": "x", "files": []}'])
-def test_without_a_receipt_there_is_nothing_to_verify_against(output: Path, text: str) -> None:
-    (output / RECEIPT).write_text(text)
-    with pytest.raises(CheckpointError) as caught:
-        paramdelta.verify(output)
-    assert caught.value.exit_code == 3
+def change_receipt(output: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Forge a receipt, its seal with it."""
+    receipt = json.loads((output / RECEIPT).read_text())
+    change(receipt)
+    (output / RECEIPT).write_bytes(sealed(receipt))
+
+
+def entry_of(receipt: dict[str, Any], name: str) -> dict[str, Any]:
+    entry: dict[str, Any] = next(entry for entry in receipt["files"] if entry["name"] == name)
+    return entry
+
+
+def write_listed(output: Path, name: str, raw: bytes) -> None:
+    """Write a small file anew, and the receipt with it."""
+    (output / name).write_bytes(raw)
+    digest = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    change_receipt(output, lambda receipt: entry_of(receipt, name).update(digest))
 
 
 def test_a_receipt_whose_digests_contradict_each_other_is_a_failure(output: Path) -> None:
-    receipt = json.loads((output / RECEIPT).read_text())
-    entry = next(entry for entry in receipt["files"] if entry["name"] == SHARDS[0])
-    entry["xxh3"] = "0" * 32
-    (output / RECEIPT).write_text(json.dumps(receipt))
+    change_receipt(output, lambda receipt: entry_of(receipt, SHARDS[0]).update(xxh3="0" * 32))
     (failure,) = paramdelta.verify(output).failures
     assert failure.file == RECEIPT
+
+
+@pytest.mark.parametrize("metadata", [None, [], {}, 5, {"total_size": "\x1b[2J"}, {"total_size": [5]}])
+def test_an_index_that_says_nothing_sensible_of_its_size_is_a_failure(output: Path, metadata: Any) -> None:
+    index = json.loads((output / INDEX).read_text()) | {"metadata": metadata}
+    write_listed(output, INDEX, json.dumps(index).encode())
+    (failure,) = paramdelta.verify(output).failures
+    assert failure.file == INDEX
+    assert failure.message.isprintable()
+
+
+def test_what_the_safetensors_library_says_is_escaped(output: Path) -> None:
+    raw = (output / SHARDS[0]).read_bytes()
+    header = raw[8:4096].rstrip().replace(b'"BF16"', b'"\\u001b[2J' + b"x" * 900 + b'"', 1)
+    (output / SHARDS[0]).write_bytes(raw[:8] + header.ljust(4088) + raw[4096:])
+    failures = paramdelta.verify(output).failures
+    assert all(failure.message.isprintable() for failure in failures)
+    (refused,) = [failure for failure in failures if "the safetensors library refuses it" in failure.message]
+    assert refused.file == SHARDS[0]
+    assert len(refused.message) < 500
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("name", [SHARDS[1], INDEX, "config.json", "recipe.yaml", "README.md"])
+@pytest.mark.parametrize("kind", ["fifo", "empty fifo", "device", "loop"])
+def test_what_is_no_file_is_named_and_not_waited_for(output: Path, name: str, kind: str) -> None:
+    (output / name).unlink()
+    match kind:
+        case "device":
+            (output / name).symlink_to("/dev/zero")
+        case "loop":
+            (output / name).symlink_to(output / name)
+        case _:
+            os.mkfifo(output / name)
+    if kind == "empty fifo":
+        nothing = hashlib.sha256(b"").hexdigest()
+        digests = {"xxh3": Digest.of([]).whole, "regions": ""} if name in SHARDS else {"sha256": nothing}
+        change_receipt(output, lambda receipt: entry_of(receipt, name).update(bytes=0, **digests))
+    for recompute in (False, True):
+        result = paramdelta.verify(output, recompute=recompute)
+        assert not result.ok
+        assert name in {failure.file for failure in result.failures}
+
+
+@contextmanager
+def rights_of_others() -> Iterator[None]:
+    """Be nobody, where this is root: root may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that others may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system knows no other users' rights")
+@pytest.mark.parametrize(("mode", "code"), [(0o000, 3), (0o444, 3), (0o111, 7)])
+def test_an_output_that_may_not_be_entered_or_listed_is_told_so(
+    finished: Path, open_place: Path, mode: int, code: int
+) -> None:
+    output = shutil.copytree(finished, open_place / "deeper" / "out")
+    for directory in (output, output.parent):
+        directory.chmod(mode)
+        with rights_of_others():
+            run = CliRunner().invoke(commands, ["verify", str(output), "--quiet"])
+        directory.chmod(0o755)
+        wanted = 0 if (directory, mode) == (output.parent, 0o111) else code
+        assert run.exit_code == wanted, run.output
+        assert ("Permission denied" in run.output) == (wanted != 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system knows no other users' rights")
+@pytest.mark.parametrize("name", [SHARDS[0], INDEX, "README.md"])
+def test_a_file_that_may_not_be_read_is_a_failure(finished: Path, open_place: Path, name: str) -> None:
+    output = shutil.copytree(finished, open_place / "out")
+    (output / name).chmod(0o000)
+    with rights_of_others():
+        result = paramdelta.verify(output, recompute=True)
+    assert Failure(name, "cannot be read: Permission denied") in result.failures
+
+
+# -- what the receipt does not list ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [INDEX, SHARDS[1]])
+def test_what_is_loaded_must_be_listed(output: Path, name: str) -> None:
+    change_receipt(output, lambda receipt: receipt["files"].remove(entry_of(receipt, name)))
+    result = paramdelta.verify(output)
+    assert [failure.file for failure in result.failures] == [name]
+    assert "does not list it" in result.failures[0].message
+    assert result.strangers == (name,)
+
+
+def test_a_shard_that_is_listed_must_be_loaded(output: Path) -> None:
+    index = json.loads((output / INDEX).read_text())
+    index["weight_map"] = {name: shard for name, shard in index["weight_map"].items() if shard == SHARDS[0]}
+    index["metadata"]["total_size"] = 2 * (30 * 40 + 2500 * 1000)
+    write_listed(output, INDEX, json.dumps(index).encode())
+    (failure,) = paramdelta.verify(output).failures
+    assert (failure.file, failure.message) == (SHARDS[1], f"is listed by {RECEIPT}, and none of its tensors is loaded")
+
+
+def test_files_that_the_merge_did_not_write_are_named_and_no_failure(output: Path) -> None:
+    assert paramdelta.verify(output).strangers == ()
+    names = ("adapter_config.json", "extra\x1b[2J.safetensors", "vocab.json")
+    for name in (*names, ".hidden"):
+        (output / name).write_bytes(b"anything")
+    (output / ".paramdelta").mkdir()
+    (output / "original").mkdir()
+    result = paramdelta.verify(output)
+    assert (result.ok, result.strangers) == (True, names)
+    run = CliRunner().invoke(commands, ["verify", str(output), "--quiet"])
+    line = "3 files that this merge did not write: adapter_config.json, 'extra\\x1b[2J.safetensors', vocab.json"
+    assert (run.exit_code, run.stdout.splitlines()[-1]) == (0, line)
+    (output / "README.md").unlink()
+    run = CliRunner().invoke(commands, ["verify", str(output), "--quiet"])
+    assert (run.exit_code, run.stdout.splitlines()[-1]) == (7, line)
+    run = CliRunner().invoke(commands, ["verify", str(output), "--quiet", "--json"])
+    assert json.loads(run.stdout)["strangers"] == list(names)
+
+
+def test_a_model_that_loaders_may_prefer_is_a_failure(output: Path) -> None:
+    shutil.copy(output / SHARDS[0], output / "model.safetensors")
+    result = paramdelta.verify(output)
+    assert [failure.file for failure in result.failures] == [INDEX]
+    assert result.strangers == ("model.safetensors",)
 
 
 def test_it_can_be_stopped(finished: Path) -> None:
@@ -187,10 +337,8 @@ def forge(output: Path, name: str, place: int) -> None:
     (output / name).write_bytes(raw)
     digester = Digester(len(raw))
     digester.add(0, memoryview(raw))
-    receipt = json.loads((output / RECEIPT).read_text())
-    entry = next(entry for entry in receipt["files"] if entry["name"] == name)
-    entry |= {"xxh3": digester.result().whole, "regions": "".join(digester.result().regions)}
-    (output / RECEIPT).write_text(json.dumps(receipt))
+    digests = {"xxh3": digester.result().whole, "regions": "".join(digester.result().regions)}
+    change_receipt(output, lambda receipt: entry_of(receipt, name).update(digests))
 
 
 @pytest.fixture
@@ -235,6 +383,32 @@ def test_what_is_unfinished_or_not_there_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "out" / ".paramdelta").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="holds an unfinished merge"):
         paramdelta.verify(tmp_path / "out")
+
+
+def test_what_keeps_a_damaged_output_from_being_computed_again_is_one_failure_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = merge(make(tmp_path / "in"), tmp_path / "out")
+    (tmp_path / "in" / "post").rename(tmp_path / "in" / "away")
+    with pytest.raises(CheckpointError):
+        paramdelta.verify(output, recompute=True)
+    grow(output / "README.md")
+    grown, inputs_gone = paramdelta.verify(output, recompute=True).failures
+    assert (grown.file, inputs_gone.file[-8:]) == ("README.md", "/in/post")
+    assert inputs_gone.message.startswith("not computed again: ")
+    (output / "recipe.yaml").write_text("new_base: [")
+    run = CliRunner().invoke(commands, ["verify", str(output), "--recompute", "--quiet", "--json"])
+    result = json.loads(run.stdout)
+    assert (run.exit_code, result["recomputed"]) == (7, 0)
+    assert [each["file"] for each in result["failures"]] == ["recipe.yaml", "README.md", "recipe.yaml"]
+    assert "not computed again: line 1: not YAML" in result["failures"][-1]["message"]
+
+    def cancelled(*_: Any) -> None:
+        raise CancelledError("stopped on request")
+
+    monkeypatch.setattr("paramdelta.planning.recipe_file.read_recipes", cancelled)
+    with pytest.raises(CancelledError):
+        paramdelta.verify(output, recompute=True)
 
 
 @pytest.mark.parametrize("fp8", ["dequantise", "requantise"])

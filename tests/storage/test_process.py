@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
@@ -61,3 +62,26 @@ def test_peak_rss_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(process, "Path", NoProc)
     assert 1_000_000 < process.peak_rss() < 1 << 40
+
+
+def caused_by(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "lacks"),
+    [
+        (MemoryError(), True),
+        (OSError(errno.ENOMEM, ""), True),
+        (caused_by(ValueError(), caused_by(ValueError(), MemoryError())), True),
+        (ImportError("x.so: failed to map segment from shared object"), True),
+        (ModuleNotFoundError("no module named failed to map segment"), False),
+        (ImportError("x.so: undefined symbol"), False),
+        (OSError(errno.EIO, ""), False),
+        (ValueError(), False),
+        (None, False),
+    ],
+)
+def test_want_of_memory_is_seen_behind_other_errors(error: Exception | None, lacks: bool) -> None:
+    assert process.lacks_memory(error) == lacks

@@ -305,7 +305,7 @@ def verify(*, output: str, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Read OUT again and check all of it: digests, headers, index, sidecars.
 
     With --recompute or --sample the arithmetic is done again, too. The exit code is 7 where something is not as it was
-    written; what, is told by file, tensor and byte.
+    written; what, is told by file, tensor and byte. Files that the merge did not write are named, and no failure.
     """
     from paramdelta.cli import display
     from paramdelta.cli.signals import cancel_on_signals

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from paramdelta.checkpoint.wording import listed, printable, quoted
+from paramdelta.checkpoint.wording import clipped, listed, printable, quoted
 from paramdelta.planning.units import format_size
 
 if TYPE_CHECKING:
@@ -59,19 +59,27 @@ def verify_shown(output: str, settings: dict[str, Any], cancelled: threading.Eve
 
 def verify_line(result: Verification) -> str:
     """Return the result of a verification: a sentence, or what failed."""
-    from paramdelta.engine.verify import summed_up
+    from paramdelta.engine.failure import summed_up
 
     name = printable(result.output)
     if not result.ok:
         number = f"{len(result.failures):,} failures" if len(result.failures) > 1 else "1 failure"
         remedy = "Merge again with --overwrite to have it made anew."
-        return f"{name}: {number}\n{summed_up(result.failures)}\n{remedy}"
+        return f"{name}: {number}\n{summed_up(result.failures)}\n{remedy}{_strangers(result)}"
     again = f", {result.recomputed:,} tensors computed again" if result.recomputed else ""
     return (
         f"{name}: all as it was written: {result.shards} {'file' if result.shards == 1 else 'files'} of tensors,"
         f" {format_size(result.bytes_read)} read{again}, {result.seconds:.1f} s"
         f" ({format_size(result.bytes_read / result.seconds)}/s), peak RAM {format_size(result.peak_rss_bytes)}"
+        f"{_strangers(result)}"
     )
+
+
+def _strangers(result: Verification) -> str:
+    """Return which files nobody can say are right, since the merge did not write them."""
+    names = [printable(clipped(name)) for name in result.strangers]
+    number = f"{len(names):,} files" if len(names) > 1 else "1 file"
+    return f"\n{number} that this merge did not write: {listed(names)}" if names else ""
 
 
 def verify_json(result: Verification) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from paramdelta.checkpoint.files import open_regular, read_exactly
 from paramdelta.checkpoint.wording import clipped, printable
 from paramdelta.engine import pipeline
-from paramdelta.engine.verify import Failure
+from paramdelta.engine.failure import Failure
 from paramdelta.errors import CheckpointError, MismatchError
 from paramdelta.planning.layout import Layout, OutputShard
 from paramdelta.storage import platform
@@ -91,7 +92,7 @@ def require_same_layout(plan: Plan, output: Path) -> None:
     """
     for shard in plan.shards:
         path = output / shard.name
-        if not path.is_file() or path.stat().st_size != shard.size or _head(path, len(shard.header)) != shard.header:
+        if not _is_laid_out(path, shard):
             raise MismatchError(
                 "is laid out in another way than recipe.yaml and its inputs make it now",
                 file=str(path),
@@ -99,9 +100,13 @@ def require_same_layout(plan: Plan, output: Path) -> None:
             )
 
 
-def _head(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(size)
+def _is_laid_out(path: Path, shard: OutputShard) -> bool:
+    try:
+        with open_regular(path) as (descriptor, status):
+            header = read_exactly(descriptor, min(len(shard.header), status.st_size), str(path))
+    except CheckpointError:
+        return False
+    return status.st_size == shard.size and header == shard.header
 
 
 class _Comparison:

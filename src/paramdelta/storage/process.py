@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
+from paramdelta.storage.pages import allocate
 from paramdelta.storage.platform import c_library
+
+if TYPE_CHECKING:
+    import threading
+
+_USUAL_STACK: Final = 8 << 20
+_FIRST_STEPS: Final = 1 << 20
 
 
 def raise_open_file_limit() -> None:
@@ -21,6 +30,37 @@ def raise_open_file_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it came from, says that the system gives this process no more memory."""
+    while error is not None:
+        refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        unmapped = type(error) is ImportError and "failed to map segment" in str(error)  # what the C library says of it
+        if isinstance(error, MemoryError) or refused or unmapped:
+            return True
+        error = error.__cause__
+    return False
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread if there is room for its stack and first steps: one that dies of those is waited for for ever.
+
+    Raises:
+        OSError: there is no such room.
+        RuntimeError: the system gives no more threads.
+    """
+    allocate(_stack_size() + _FIRST_STEPS)
+    thread.start()
+
+
+def _stack_size() -> int:
+    try:
+        import resource
+    except ImportError:
+        return _USUAL_STACK
+    soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    return _USUAL_STACK if soft == resource.RLIM_INFINITY else soft
 
 
 def restore_floats() -> None:
