@@ -1,8 +1,9 @@
 """The device's floor: how long a merge's traffic takes without a merge. `python -m bench.floor INPUT... -o DIR`.
 
-Reads all inputs and writes as much as one of them, past the page cache and at the same time, synced at the end. Two
-ways of doing it, because neither is always the faster one: fio (libaio) where installed, and a loop of threads here.
-The faster one counts, so that what is called the floor is the best that this machine was seen to do.
+Reads all inputs and writes as much as one of them at the same time, synced at the end. In several ways, because none is
+always the fastest one: past the page cache with fio (libaio) where installed and with a loop of threads here, and the
+same loop through the page cache, with reads and with mappings. The fastest one counts, so that what is called the floor
+is the best that this machine was seen to do.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from paramdelta.storage.pages import map_range
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 MIB = 1 << 20
 BLOCK = 4096  # what O_DIRECT wants offsets, lengths and memory to be multiples of
@@ -75,6 +80,9 @@ METHODS = (
     Method("threads", 2, 8 * MIB),
     Method("threads", 4, 4 * MIB),
     Method("threads", 8, 4 * MIB),
+    Method("buffered", 2, 8 * MIB),
+    Method("buffered", 4, 4 * MIB),
+    Method("mmap", 4, 4 * MIB),
 )
 
 
@@ -118,43 +126,61 @@ def opened(path: Path, flags: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def move(buffer: memoryview, reads: Sequence[tuple[int, int]], write: int | None, offset: int) -> None:
-    """Read the block at the offset from each file that reaches so far, then write one; short transfers go on."""
-    for descriptor, size in reads:
-        done, wanted = 0, max(0, min(len(buffer), size - offset))
-        while done < wanted:
-            count = os.preadv(descriptor, [buffer[done:wanted]], offset + done)
-            if count == 0:
-                raise OSError(f"a file ended before byte {offset + wanted}")
-            done += count
-    if write is not None:
-        done = 0
-        while done < len(buffer):
-            done += os.pwritev(write, [buffer[done:]], offset + done)
+def read_block(descriptor: int, buffer: memoryview, offset: int) -> None:
+    """Fill the buffer; short reads go on."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if count == 0:
+            raise OSError(f"a file ended before byte {offset + len(buffer)}")
+        done += count
+
+
+def touch_block(descriptor: int, buffer: memoryview, offset: int) -> None:
+    """Map as much as the buffer holds, and have every page fetched; the buffer stays as it is."""
+    with map_range(descriptor, offset, len(buffer)) as mapping:
+        mapping.madvise(mmap.MADV_WILLNEED)
+        np.frombuffer(mapping, np.uint8)[::BLOCK].max()
+
+
+def write_block(descriptor: int, buffer: memoryview, offset: int) -> None:
+    """Write the buffer; short writes go on."""
+    done = 0
+    while done < len(buffer):
+        done += os.pwritev(descriptor, [buffer[done:]], offset + done)
+
+
+FETCH: dict[str, Callable[[int, memoryview, int], None]] = {
+    "threads": read_block,
+    "buffered": read_block,
+    "mmap": touch_block,
+}
 
 
 def thread_seconds(traffic: Traffic, method: Method, scratch: Path) -> float:
     """Merge without arithmetic: each thread takes the next window, reads it from every input and writes it once."""
     total = whole_blocks(traffic.write_bytes)
     extent = max([total, *(path.stat().st_size for path in traffic.reads)])
+    past_cache = os.O_DIRECT if method.tool == "threads" else 0
+    fetch = FETCH[method.tool]
     local = threading.local()
     with contextlib.ExitStack() as stack:
         reads = [
-            (stack.enter_context(opened(path, os.O_RDONLY | os.O_DIRECT)), whole_blocks(path.stat().st_size))
+            (stack.enter_context(opened(path, os.O_RDONLY | past_cache)), whole_blocks(path.stat().st_size))
             for path in traffic.reads
         ]
-        write = stack.enter_context(opened(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT))
+        write = stack.enter_context(opened(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC | past_cache))
 
         def work(offset: int) -> None:
             if not hasattr(local, "buffer"):
                 local.buffer = mmap.mmap(-1, method.block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                 local.buffer.madvise(mmap.MADV_HUGEPAGE)  # of small pages a device is asked for little at a time
-            length = max(0, min(method.block_bytes, total - offset))
             view = memoryview(local.buffer)
-            if length:
-                move(view[:length], reads, write, offset)
-            else:
-                move(view, reads, None, offset)
+            for descriptor, size in reads:
+                if offset < size:
+                    fetch(descriptor, view[: size - offset], offset)
+            if offset < total:
+                write_block(write, view[: total - offset], offset)
 
         start = time.perf_counter()
         os.posix_fallocate(write, 0, total)
@@ -165,24 +191,39 @@ def thread_seconds(traffic: Traffic, method: Method, scratch: Path) -> float:
         return time.perf_counter() - start
 
 
+def forget(path: Path) -> None:
+    """Take a file out of the page cache, as far as nobody has it mapped."""
+    with opened(path, os.O_RDONLY) as descriptor:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def measure_floor(traffic: Traffic, method: Method, directory: Path) -> Floor:
     """Time one method; the file it writes is removed."""
     os.sync()
+    for path in traffic.reads:
+        forget(path)
     seconds_of = fio_seconds if method.tool == "fio" else thread_seconds
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         return Floor(method, seconds_of(traffic, method, Path(scratch, "floor.bin")), traffic.bytes)
 
 
-def available_methods() -> list[Method]:
-    """Return the methods that can run here."""
-    return [method for method in METHODS if method.tool != "fio" or shutil.which("fio")]
+def available_methods(traffic: Traffic) -> list[Method]:
+    """Return what can be tried: fio where installed, mappings where something is read."""
+    return [
+        method
+        for method in METHODS
+        if (method.tool != "fio" or shutil.which("fio")) and (method.tool != "mmap" or traffic.reads)
+    ]
 
 
 def best_methods(traffic: Traffic, directory: Path) -> list[Method]:
-    """Find each tool's fastest method, after one try of every method."""
+    """Try every method once and return the best one of each tool."""
     best: dict[str, Floor] = {}
-    for method in available_methods():
-        floor = measure_floor(traffic, method, directory)
+    for method in available_methods(traffic):
+        try:
+            floor = measure_floor(traffic, method, directory)
+        except (OSError, subprocess.CalledProcessError):  # a filesystem without direct I/O
+            continue
         if method.tool not in best or floor.seconds < best[method.tool].seconds:
             best[method.tool] = floor
     return [floor.method for floor in best.values()]
@@ -196,7 +237,7 @@ def main() -> None:
     parser.add_argument("--write-bytes", type=int, help="default: the size of the last input")
     options = parser.parse_args()
     traffic = Traffic(tuple(options.inputs), options.write_bytes or options.inputs[-1].stat().st_size)
-    for method in available_methods():
+    for method in available_methods(traffic):
         floor = measure_floor(traffic, method, options.output)
         print(f"{method!s:40} {floor.seconds:6.2f} s  {floor.gigabytes_per_second:5.2f} GB/s")
 
