@@ -37,6 +37,9 @@ class Measurement:
     major_faults: int
     stdout: str
     stderr: str
+    dirty_peak_bytes: int = 0  # of the whole system: written to the page cache, not yet to the device
+    cached_growth_bytes: int = 0  # of the whole system's page cache, from the start until the output is durable
+    device_read_bytes: int | None = None  # None where the system does not tell
 
     @property
     def ok(self) -> bool:
