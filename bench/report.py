@@ -1,13 +1,12 @@
-"""What a benchmark found, as Markdown and as JSON."""
+"""What a benchmark found, as Markdown."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.contenders import REFERENCE
+from bench.results import choices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,121 +14,23 @@ if TYPE_CHECKING:
     from bench.contenders import Contender
     from bench.floor import Floor
     from bench.measure import Measurement
-    from bench.triple import TripleSpec
+    from bench.results import Results, Run
 
-FILES_MOVED = 4  # three checkpoints read, one written
-FLOOR_ROWS = {"warm": "the disk alone: 1 direct write", "cold": "the disk alone: 3 direct reads and 1 direct write"}
+FLOOR_ROWS = {"warm": "the disk alone: 1 write", "cold": "the disk alone: 3 reads and 1 write"}
 INTRODUCTIONS = {
     "warm": "Inputs in the page cache.",
     "cold": "Page cache dropped before each run. (A virtual disk's host may still cache.)",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One timed run."""
-
-    contender: str
-    mode: str
-    round: int
-    result: Measurement
-
-
-@dataclass(frozen=True)
-class FloorRun:
-    """One timing of the disk alone."""
-
-    mode: str
-    round: int
-    floor: Floor
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How many elements of a contender's output differ from paramdelta's."""
-
-    contender: str
-    different: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A contender that did not make it."""
-
-    contender: str
-    exit_code: int
-    last_words: str
-
-
-@dataclass(frozen=True)
-class Results:
-    """Everything that was found."""
-
-    spec: TripleSpec
-    tensor_bytes: int
-    rounds: int
-    machine: dict[str, str]
-    versions: dict[str, str]
-    contenders: list[Contender]
-    runs: list[Run]
-    floors: list[FloorRun]
-    agreements: list[Agreement]
-    failures: list[Failure]
-    notes: list[str]
-
-    def modes(self) -> list[str]:
-        """Return the modes that were run, in order."""
-        return list(dict.fromkeys(run.mode for run in self.runs))
-
-    def by_round(self, contender: str, mode: str) -> dict[int, Measurement]:
-        """Return a contender's runs in one mode."""
-        return {run.round: run.result for run in self.runs if (run.contender, run.mode) == (contender, mode)}
-
-    def floor_by_round(self, mode: str) -> dict[int, Floor]:
-        """Return the disk's runs in one mode."""
-        return {run.round: run.floor for run in self.floors if run.mode == mode}
-
-    def over_budget(self) -> list[str]:
-        """Return the contenders that held more RAM than their budget allows."""
-        budgets = {contender.name: contender.budget_bytes for contender in self.contenders}
-        broken = [run for run in self.runs if run.result.peak_rss_bytes > (budgets.get(run.contender) or 2**63)]
-        return sorted({run.contender for run in broken})
-
-    def to_json(self) -> str:
-        """Return the numbers, without what the contenders printed."""
-        content: dict[str, Any] = {
-            "triple": {**asdict(self.spec), "tensor_bytes": self.tensor_bytes},
-            "rounds": self.rounds,
-            "machine": self.machine,
-            "versions": self.versions,
-            "runs": [run_to_dict(run) for run in self.runs],
-            "floors": [
-                {"mode": run.mode, "round": run.round, "method": str(run.floor.method), "seconds": run.floor.seconds}
-                for run in self.floors
-            ],
-            "agreements": [asdict(agreement) for agreement in self.agreements],
-            "failures": [asdict(failure) for failure in self.failures],
-            "notes": self.notes,
-        }
-        return json.dumps(content, indent=1) + "\n"
-
-
-def run_to_dict(run: Run) -> dict[str, Any]:
-    """Describe a run as JSON, with the choices that paramdelta reports of itself."""
-    result = {name: value for name, value in asdict(run.result).items() if name not in ("stdout", "stderr")}
-    return {"contender": run.contender, "mode": run.mode, "round": run.round, **result, **choices(run.result)}
-
-
-def choices(result: Measurement) -> dict[str, Any]:
-    """Return how paramdelta chose to run, from its JSON report; nothing for the others."""
-    try:
-        report = json.loads(result.stdout)
-    except ValueError:
-        return {}
-    if not isinstance(report, dict):
-        return {}
-    return {name: report[name] for name in ("io", "workers", "window_bytes", "peak_rss_bytes") if name in report}
+TIME_COLUMNS = ["", "s, median", "s, range", "/ paramdelta", "/ disk", "GB/s", "peak RSS, MB", "budget, MB", "ran as"]
+MACHINE_COLUMNS = [
+    "",
+    "CPU s",
+    "major faults",
+    "read from the device, GB",
+    "waiting to be written, at most, MB",
+    "page cache grew by, MB",
+    "hot file left in it",
+]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -164,47 +65,72 @@ def contender_row(results: Results, contender: Contender, mode: str, floor: dict
     """Format one contender's row."""
     runs = results.by_round(contender.name, mode)
     if not runs:
-        return [contender.name, "failed", *[""] * 8]
+        return [contender.name, "failed", *[""] * (len(TIME_COLUMNS) - 2)]
     wall = walls(runs)
-    moved = FILES_MOVED * results.tensor_bytes
+    moved = contender.files_moved * results.tensor_bytes
     chosen = choices(next(iter(runs.values())))
     return [
         contender.name,
         *times(list(wall.values())),
         ratio(wall, walls(results.by_round(REFERENCE, mode))),
-        ratio(wall, floor),
+        ratio(wall, floor) if contender.merges else "",
         f"{moved / median(wall.values()) / 1e9:.2f}",
-        f"{median(run.cpu_seconds for run in runs.values()):.1f}",
         format_peak(max(run.peak_rss_bytes for run in runs.values()), contender.budget_bytes),
         f"{contender.budget_bytes / 1e6:,.0f}" if contender.budget_bytes else "",
         f"{chosen['io']}, {chosen['workers']} workers" if {"io", "workers"} <= chosen.keys() else "",
     ]
 
 
-def mode_section(results: Results, mode: str) -> str:
-    """Format the table of one mode."""
+def floor_row(name: str, runs: dict[int, Floor], best: dict[int, float], reference: dict[int, float]) -> list[str]:
+    """Format the row of the disk alone, or of one of the methods that were tried."""
+    seconds = {number: each.seconds for number, each in runs.items()}
+    speed = median(each.gigabytes_per_second for each in runs.values())
+    cells = [name, *times(list(seconds.values())), ratio(seconds, reference), ratio(seconds, best), f"{speed:.2f}"]
+    return [*cells, *[""] * (len(TIME_COLUMNS) - len(cells))]
+
+
+def floor_rows(results: Results, mode: str) -> list[list[str]]:
+    """Format the disk's best of each round, then every method for itself."""
     floors = results.floor_by_round(mode)
-    floor = {number: each.seconds for number, each in floors.items()}
-    rows = [contender_row(results, contender, mode, floor) for contender in results.contenders]
-    if floors:
-        speed = median(each.gigabytes_per_second for each in floors.values())
-        reference = walls(results.by_round(REFERENCE, mode))
-        rows.append(
-            [FLOOR_ROWS[mode], *times(list(floor.values())), ratio(floor, reference), "1.00", f"{speed:.2f}", *[""] * 4]
-        )
-    header = [
-        "",
-        "s, median",
-        "s, range",
-        "/ paramdelta",
-        "/ disk",
-        "GB/s",
-        "CPU s",
-        "peak RSS, MB",
-        "budget, MB",
-        "ran as",
+    if not floors:
+        return []
+    best = {number: each.seconds for number, each in floors.items()}
+    reference = walls(results.by_round(REFERENCE, mode))
+    methods = results.floors_by_method(mode)
+    rows = [floor_row(f"*{method}*", runs, best, reference) for method, runs in methods.items()]
+    return [floor_row(FLOOR_ROWS[mode], floors, best, reference), *(rows if len(rows) > 1 else [])]
+
+
+def machine_row(name: str, runs: Sequence[Run]) -> list[str]:
+    """Format what one contender took from the machine: medians, and the largest backlog of writes."""
+    results = [run.result for run in runs]
+    fetched = [result.device_read_bytes for result in results if result.device_read_bytes is not None]
+    left = [run.bystander_share for run in runs if run.bystander_share is not None]
+    return [
+        name,
+        f"{median(result.cpu_seconds for result in results):.1f}",
+        f"{median(result.major_faults for result in results):,.0f}",
+        f"{median(fetched) / 1e9:.2f}" if fetched else "",
+        f"{max(result.dirty_peak_bytes for result in results) / 1e6:,.0f}",
+        f"{median(result.cached_growth_bytes for result in results) / 1e6:,.0f}",
+        f"{median(left):.0%}" if left else "",
     ]
-    return f"## {mode.capitalize()}\n\n{INTRODUCTIONS[mode]}\n\n{table(header, rows)}"
+
+
+def mode_section(results: Results, mode: str) -> str:
+    """Format the tables of one mode: time, and what it takes from the machine."""
+    floor = {number: each.seconds for number, each in results.floor_by_round(mode).items()}
+    rows = [contender_row(results, contender, mode, floor) for contender in results.contenders]
+    taken = [machine_row(each.name, runs) for each in results.contenders if (runs := results.of(each.name, mode))]
+    return "\n".join(
+        [
+            f"## {mode.capitalize()}\n",
+            f"{INTRODUCTIONS[mode]}\n",
+            table(TIME_COLUMNS, [*rows, *floor_rows(results, mode)]),
+            f"### What it takes from the machine, {mode}\n",
+            table(MACHINE_COLUMNS, taken),
+        ]
+    )
 
 
 def agreement_section(results: Results) -> str:

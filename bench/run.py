@@ -14,11 +14,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.contenders import REFERENCE, Contender, Tools, all_contenders, default_tools
+from bench.bystander import Bystander, make_bystander
+from bench.contenders import MERGED, REFERENCE, Contender, Tools, all_contenders, default_tools
 from bench.floor import Method, Traffic, best_methods, measure_floor
 from bench.machine import describe, memory_bytes, versions
 from bench.measure import Measurement, drop_caches, measure, warm
-from bench.report import Agreement, Failure, FloorRun, Results, Run, render
+from bench.report import render
+from bench.results import Agreement, Failure, FloorRun, Results, Run
 from bench.tensors import count_different
 from bench.triple import MODELS, Triple, TripleSpec, make_triple
 
@@ -49,6 +51,7 @@ class Bench:
     triple: Triple
     scratch: Path
     contenders: list[Contender]
+    bystander: Bystander
     runs: list[Run] = field(default_factory=list)
     floors: list[FloorRun] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
@@ -72,18 +75,14 @@ class Bench:
 
     def rehearse(self) -> None:
         """Run everything once untimed, so that all have their caches of compiled code, and compare outputs."""
-        outputs: dict[str, Path] = {}
+        merged = self.scratch / MERGED
         for contender in list(self.contenders):
-            output = self.scratch / f"rehearsal-{contender.name}"
+            output = merged if contender.name == REFERENCE else self.scratch / "rehearsal"
             say(f"rehearsal: {contender.name}")
-            if self.run(contender, output).ok:
-                outputs[contender.name] = output
-                if REFERENCE in outputs and contender.name != REFERENCE:
-                    self.compare(outputs[REFERENCE], output, contender.name)
-            if contender.name != REFERENCE:
+            if self.run(contender, output).ok and contender.merges and output != merged and merged.is_dir():
+                self.compare(merged, output, contender.name)
+            if output != merged:
                 shutil.rmtree(output, ignore_errors=True)
-        if REFERENCE in outputs:
-            shutil.rmtree(outputs[REFERENCE])
 
     def compare(self, reference: Path, output: Path, name: str) -> None:
         """Count the elements in which an output differs from paramdelta's."""
@@ -99,32 +98,36 @@ class Bench:
             contender = players[place]
             if contender is None:
                 self.play_floor(number, mode, methods)
-                continue
-            output = self.scratch / "output"
-            if mode == "warm":
-                warm(self.triple.files())
-            elif not drop_caches():
-                return
-            time.sleep(SETTLE_SECONDS)
-            result = self.run(contender, output)
-            shutil.rmtree(output, ignore_errors=True)
-            say(f"round {number + 1}, {mode}: {contender.name:20} {result.wall_seconds:7.2f} s")
-            if result.ok:
-                self.runs.append(Run(contender.name, mode, number, result))
+            else:
+                self.play_contender(number, mode, contender)
+
+    def play_contender(self, number: int, mode: str, contender: Contender) -> None:
+        """Time one contender once."""
+        output = self.scratch / "output"
+        if mode == "cold":
+            drop_caches()
+        else:
+            warm(contender.files(self.triple, self.scratch))
+        self.bystander.heat()
+        time.sleep(SETTLE_SECONDS)
+        result = self.run(contender, output)
+        share = self.bystander.share()
+        shutil.rmtree(output, ignore_errors=True)
+        say(f"round {number + 1}, {mode}: {contender.name:20} {result.wall_seconds:7.2f} s")
+        if result.ok:
+            self.runs.append(Run(contender.name, mode, number, result, share))
 
     def play_floor(self, number: int, mode: str, methods: list[Method]) -> None:
-        """Time the disk in this round: the best of the methods counts."""
+        """Time the disk in this round, by every method that stands a chance."""
         traffic = floor_traffic(self.triple, mode)
-        floors = []
         for method in methods:
             if mode == "cold":
                 drop_caches()
             os.sync()
             time.sleep(SETTLE_SECONDS)
-            floors.append(measure_floor(traffic, method, self.scratch))
-        floor = min(floors, key=lambda each: each.seconds)
-        say(f"round {number + 1}, {mode}: {'floor':20} {floor.seconds:7.2f} s ({floor.method})")
-        self.floors.append(FloorRun(mode, number, floor))
+            floor = measure_floor(traffic, method, self.scratch)
+            say(f"round {number + 1}, {mode}: {'floor':20} {floor.seconds:7.2f} s ({method})")
+            self.floors.append(FloorRun(mode, number, floor))
 
 
 def balanced_order(count: int, number: int) -> list[int]:
@@ -147,9 +150,17 @@ def floor_traffic(triple: Triple, mode: str) -> Traffic:
     return Traffic(tuple(triple.files()) if mode == "cold" else (), triple.tensor_bytes)
 
 
-def floor_methods(triple: Triple, mode: str, directory: Path) -> list[Method]:
-    """Find the best setting of each tool."""
-    return best_methods(floor_traffic(triple, mode), directory)
+def possible_contenders(wanted: list[Contender], shards: int, notes: list[str]) -> list[Contender]:
+    """Return those that can do this; a note says why one cannot."""
+    possible = []
+    for contender in wanted:
+        if contender.single_file and shards > 1:
+            notes.append(f"No {contender.name}: it merges single files, and these checkpoints have {shards} each.")
+        elif MERGED in contender.reads and REFERENCE not in {each.name for each in wanted}:
+            notes.append(f"No {contender.name}: it reads what {REFERENCE} wrote, which does not take part.")
+        else:
+            possible.append(contender)
+    return possible
 
 
 def possible_modes(options: Options, triple: Triple, notes: list[str]) -> list[str]:
@@ -165,12 +176,12 @@ def possible_modes(options: Options, triple: Triple, notes: list[str]) -> list[s
     return modes
 
 
-def check_disk(options: Options) -> None:
-    """Stop before a triple and two outputs would fill the disk."""
-    size = sum(tensor.nbytes for tensor in MODELS[options.model].tensors())
-    free = shutil.disk_usage(options.directory).free
+def check_disk(model: str, directory: Path) -> None:
+    """Stop before a triple, the output that is kept, and two more would fill the disk."""
+    size = sum(tensor.nbytes for tensor in MODELS[model].tensors())
+    free = shutil.disk_usage(directory).free
     if free < 6 * size:
-        raise SystemExit(f"{options.directory}: {6 * size / 1e9:.0f} GB are needed, {free / 1e9:.0f} GB are free")
+        raise SystemExit(f"{directory}: {6 * size / 1e9:.0f} GB are needed, {free / 1e9:.0f} GB are free")
 
 
 def run_rounds(bench: Bench, modes: list[str], rounds: int) -> None:
@@ -178,13 +189,10 @@ def run_rounds(bench: Bench, modes: list[str], rounds: int) -> None:
     methods: dict[str, list[Method]] = {}
     for mode in modes:
         say(f"looking for the fastest way to move the bytes ({mode})")
-        try:
-            methods[mode] = floor_methods(bench.triple, mode, bench.scratch)
-        except OSError as error:
-            bench.notes.append(f"No floor: direct I/O does not work here ({error}).")
+        methods[mode] = best_methods(floor_traffic(bench.triple, mode), bench.scratch)
     for number in range(rounds):
         for mode in modes:
-            bench.play(number, mode, methods.get(mode, []))
+            bench.play(number, mode, methods[mode])
 
 
 def run(options: Options) -> Results:
@@ -193,13 +201,16 @@ def run(options: Options) -> Results:
     spec = TripleSpec(options.model, options.shards)
     home = options.directory / f"triple-{spec.model}-{spec.shards}"
     if not home.is_dir():
-        check_disk(options)
+        check_disk(options.model, options.directory)
     say(f"triple: {home}")
     triple = make_triple(home, spec)
-    contenders = [c for c in all_contenders(options.tools) if not options.only or c.name in options.only]
+    notes: list[str] = []
+    wanted = [c for c in all_contenders(options.tools) if not options.only or c.name in options.only]
+    contenders = possible_contenders(wanted, options.shards, notes)
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
-        bench = Bench(triple, Path(scratch), list(contenders))
-        modes = possible_modes(options, triple, bench.notes)
+        bystander = make_bystander(Path(scratch, "bystander.bin"))
+        bench = Bench(triple, Path(scratch), list(contenders), bystander, notes=notes)
+        modes = possible_modes(options, triple, notes)
         bench.rehearse()
         run_rounds(bench, modes, options.rounds)
     if options.clean:
@@ -215,7 +226,7 @@ def run(options: Options) -> Results:
         floors=bench.floors,
         agreements=bench.agreements,
         failures=bench.failures,
-        notes=bench.notes,
+        notes=notes,
     )
 
 
@@ -224,7 +235,7 @@ def tool_versions(tools: Tools) -> dict[str, str]:
     ours = tools.paramdelta.with_name("python")
     return {
         "paramdelta": versions(ours, "paramdelta", "numba", "numpy"),
-        "peers": versions(tools.peers / "python", "mergekit", "torch", "transformers", "safetensors"),
+        "peers": versions(tools.peers / "python", "mergekit", "sd-mecha", "torch", "transformers", "safetensors"),
     }
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from bench.tensors import BYTES_PER_ELEMENT, TensorSpec, header_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 ROLES = ("base", "post", "new_base")
@@ -87,6 +89,7 @@ class ModelShape:
 
 MODELS = {
     "1b": ModelShape(2048, 16, 32, 8, 64, 8192, 128256),  # Llama-3.2-1B: 146 tensors, 2,471,628,800 bytes
+    "small": ModelShape(1024, 8, 16, 8, 64, 4096, 128256),  # 74 tensors, 514,361,344 bytes
     "tiny": ModelShape(512, 8, 8, 2, 64, 2048, 32000),
 }
 
@@ -112,9 +115,9 @@ class Triple:
         """Return the checkpoint that plays the role."""
         return self.directory / role
 
-    def files(self) -> list[Path]:
-        """Return every weight file of the three checkpoints."""
-        return [path for role in ROLES for path in sorted(self.path(role).glob("*.safetensors"))]
+    def files(self, roles: Sequence[str] = ROLES) -> list[Path]:
+        """Return every weight file of the checkpoints."""
+        return [path for role in roles for path in sorted(self.path(role).glob("*.safetensors"))]
 
 
 @dataclass(frozen=True)
