@@ -7,11 +7,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.stored import floor_seconds, peak_bytes, seconds
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = Path(__file__).with_name("results.json")
 BEGIN, END = "<!-- figures: written by bench/readme.py -->", "<!-- end of figures -->"
-NAMES = {"paramdelta": "**paramdelta**", "mergekit": "mergekit, `linear`, bf16", "torch": "a torch script"}
+NAMES = {
+    "paramdelta": "**paramdelta**",
+    "mergekit": "mergekit, `linear`, bf16",
+    "mergekit-f32": "mergekit, `linear`, in f32",
+    "sd-mecha": "sd-mecha, in f32",
+    "torch": "a torch script",
+    "cp": "*`cp` of one input: a third of the reads*",
+}
+CHART = "bench/charts/peers.svg"
+ALTERNATIVE = "Seconds warm and cold, and peak RAM, of paramdelta and its peers"
 
 
 def render(results: dict[str, Any]) -> str:
@@ -19,7 +30,7 @@ def render(results: dict[str, Any]) -> str:
     lines = [
         "| | warm | cold | peak RAM |",
         "|:--|--:|--:|--:|",
-        *(_row(results, name) for name in NAMES),
+        *(_row(results, name) for name in NAMES if seconds(results, name, "warm")),
         _floor_row(results),
     ]
     size = results["triple"]["tensor_bytes"] / 1e9
@@ -27,6 +38,8 @@ def render(results: dict[str, Any]) -> str:
     versions = results["versions"]["peers"]
     return "\n".join(
         [
+            f"![{ALTERNATIVE}]({CHART})",
+            "",
             *lines,
             "",
             f"Llama-3.2-1B shapes, 3 × {size:.2f} GB read, {size:.2f} GB written and synced; whole processes, medians"
@@ -40,27 +53,23 @@ def render(results: dict[str, Any]) -> str:
 
 def _row(results: dict[str, Any], name: str) -> str:
     cells = [_times(results, name, mode) for mode in ("warm", "cold")]
-    peak = max(run["peak_rss_bytes"] for run in results["runs"] if run["contender"] == name)
-    return f"| {NAMES[name]} | {cells[0]} | {cells[1]} | {peak / 1e9:.2f} GB |"
+    return f"| {NAMES[name]} | {cells[0]} | {cells[1]} | {peak_bytes(results, name) / 1e9:.2f} GB |"
 
 
 def _times(results: dict[str, Any], name: str, mode: str) -> str:
-    theirs, ours = _seconds(results, name, mode), _seconds(results, "paramdelta", mode)
+    theirs, ours = seconds(results, name, mode), seconds(results, "paramdelta", mode)
     if name == "paramdelta":
         return f"**{median(ours.values()):.1f} s**"
-    ratio = median(theirs[number] / ours[number] for number in theirs.keys() & ours.keys())
+    shared = theirs.keys() & ours.keys()
+    if not shared:
+        return "failed"
+    ratio = median(theirs[number] / ours[number] for number in shared)
     return f"{median(theirs.values()):.1f} s ({ratio:.1f} ×)"
 
 
-def _seconds(results: dict[str, Any], name: str, mode: str) -> dict[int, float]:
-    return {
-        run["round"]: run["wall_seconds"] for run in results["runs"] if (run["contender"], run["mode"]) == (name, mode)
-    }
-
-
 def _floor_row(results: dict[str, Any]) -> str:
-    floors = {floor["round"]: floor["seconds"] for floor in results["floors"] if floor["mode"] == "cold"}
-    ours = _seconds(results, "paramdelta", "cold")
+    floors = floor_seconds(results, "cold")
+    ours = seconds(results, "paramdelta", "cold")
     ratio = median(floors[number] / ours[number] for number in floors.keys() & ours.keys())
     return (
         f"| *the disk alone: the same bytes, nothing computed* | | {median(floors.values()):.1f} s ({ratio:.2f} ×) | |"
