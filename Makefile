@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint types docs real exact faults fuzz bench scale lowest clean
+.PHONY: help demo test lint types docs real exact faults fuzz bench curves bench-check scale lowest clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 demo: $(VENV)/.core  ## make a small triple, merge it, check every element
 	$(BIN)/paramdelta demo
@@ -38,7 +38,14 @@ real: .venv-real/.made  ## merge real SmolLM2-135M weights, load the result, ask
 
 bench: $(VENV)/.dev .venv-peers/.made  ## Llama-3.2-1B shapes against peers and the device's floor; writes bench/RESULTS.md and the README's figures
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.charts
 	$(BIN)/python -m bench.readme
+
+curves: $(VENV)/.dev  ## workers, memory and a partly warm page cache against seconds; writes bench/CURVES.md
+	$(BIN)/python -m bench.curves
+
+bench-check: $(VENV)/.dev .venv-peers/.made  ## ratios to a torch script and to the disk on a small triple; tells, fails only with STRICT=1
+	$(BIN)/python -m bench.check $(if $(STRICT),--strict)
 
 scale: $(VENV)/.dev  ## plan 70B and 671B from headers alone; writes bench/SCALE.md
 	$(BIN)/python -m bench.scale
