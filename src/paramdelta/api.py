@@ -304,7 +304,7 @@ def _compute_again(
     made = make_plan(read_recipes(path / "recipe.yaml")[0].recipe)
     again.require_same_layout(made, path)
     work = again.whole(made) if sample is None else again.sample(made, sample, time.time_ns())
-    failures = again.recompute(work, path, _budget(work.plan, memory, workers), io, on_progress, cancelled)
+    failures = again.recompute(work, path, _budget(work.plan, memory, workers, cancelled), io, on_progress, cancelled)
     return failures, sum(len(shard.begins) for shard in work.plan.shards)
 
 
