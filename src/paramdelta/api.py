@@ -362,13 +362,18 @@ def _documents(plan: Plan, path: Path, losses: dict[str, Any] | None) -> dict[st
 
 
 def warnings_for(
-    plan: Plan, output: str | os.PathLike[str] | None = None, *, overwrite: bool = False
+    plan: Plan,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    memory_bytes: int | None = None,
 ) -> list[PlanWarning]:
     """Return the plan's own warnings and those of this machine: a refused or unfinished output, too little disk or RAM.
 
     Args:
         output: where the output would go; by default only the current directory's disk is looked at.
         overwrite: whether the merge would replace what an earlier one wrote there.
+        memory_bytes: what `estimate_memory` says, where that is known already.
     """
     warnings = list(plan.warnings)
     missing: Sequence[OutputShard] = plan.shards
@@ -386,7 +391,8 @@ def warnings_for(
     size, free = sum(shard.size for shard in missing), free_space(place)
     if free < size:
         warnings.append(PlanWarning("disk", f"the output takes {format_size(size)}, {format_size(free)} are free"))
-    needed, available = estimate_memory(plan), budgets.available_memory()
+    needed = estimate_memory(plan) if memory_bytes is None else memory_bytes
+    available = budgets.available_memory()
     if available < needed:
         warnings.append(
             PlanWarning(

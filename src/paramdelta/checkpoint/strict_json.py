@@ -7,10 +7,15 @@ parsers, not as the integer 0.
 
 from __future__ import annotations
 
+import itertools
 import json
-from typing import Any, NoReturn
+import re
+from typing import Any, Final, NoReturn
 
 from paramdelta.checkpoint.wording import quoted
+
+_CONTAINERS: Final = frozenset({dict, list})
+_SPACED_KEY_ENDS: Final = re.compile(r'"[ \t\n\r]+:')
 
 
 class InvalidJSONError(ValueError):
@@ -24,7 +29,10 @@ def parse(raw: bytes) -> Any:
         # Most documents hold neither "-0" nor escapes: then the C scanner reads integers itself, and every
         # string is sound.
         parse_int = _int_or_negative_zero if "-0" in text else None
-        tree = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=parse_int)
+        tree = json.loads(text, parse_constant=_no_constant, parse_int=parse_int)
+        # Doubled keys, or a string that looks like the end of one: look at each.
+        if _keys(tree) != text.count('":') + len(_SPACED_KEY_ENDS.findall(text)):
+            tree = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=parse_int)
         if "\\u" in text:
             json.dumps(tree, ensure_ascii=False).encode()
     except InvalidJSONError:
@@ -40,6 +48,20 @@ def parse(raw: bytes) -> Any:
     except ValueError:  # from int(), which refuses thousands of digits
         raise InvalidJSONError("a number is out of range") from None
     return tree
+
+
+def _keys(tree: Any) -> int:
+    """Return how many keys a document has, doubled ones counted once.
+
+    In the text every key ends in a quote, perhaps spaces, and a colon. Doubled keys make there be more such ends, and
+    so does whatever else looks like one: where the numbers agree, no key is doubled.
+    """
+    count, level = 0, [tree] if type(tree) in _CONTAINERS else []
+    while level:
+        count += sum(len(holder) for holder in level if type(holder) is dict)
+        items = itertools.chain.from_iterable(holder.values() if type(holder) is dict else holder for holder in level)
+        level = [item for item in items if type(item) in _CONTAINERS]
+    return count
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -244,7 +244,7 @@ def show_plan(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> None:
 
 def plan_json(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> dict[str, Any]:
     """Return what a merge would do as scripts read it."""
-    return plan.to_json() | {"memory_bytes": memory, "warnings": [warned._asdict() for warned in warnings]}
+    return plan.described() | {"memory_bytes": memory, "warnings": [warned._asdict() for warned in warnings]}
 
 
 def show_benchmark(result: Benchmark) -> None:

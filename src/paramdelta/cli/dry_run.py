@@ -56,7 +56,8 @@ def show(files: Sequence[str], directory: str | None, *, overwrite: bool, quiet:
 
 def _planned(step: Step, *, overwrite: bool, quiet: bool, as_json: bool) -> dict[str, Any]:
     made = make_plan(step.recipe)
-    warnings, memory = api.warnings_for(made, step.output, overwrite=overwrite), api.estimate_memory(made)
+    memory = api.estimate_memory(made)
+    warnings = api.warnings_for(made, step.output, overwrite=overwrite, memory_bytes=memory)
     complete = not overwrite and is_complete(Path(step.output), made)
     report = {"output": step.output, "already_complete": complete}
     if as_json:

@@ -99,10 +99,11 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data: what `from_json` needs, and what scripts read."""
         with _collector_paused():
-            data = self._as_data()
+            data = self.described()
             return data | {"digest": digest_of({field: data[field] for field in _DIGESTED})}
 
-    def _as_data(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
+        """Return what scripts read of a plan, as plain data."""
         return {
             "fingerprint": self.fingerprint,
             "recipe": asdict(self.recipe),
