@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint types docs real exact faults fuzz bench curves bench-check scale lowest clean
+.PHONY: help demo test lint types docs real exact faults fuzz bench curves bench-check scale squeeze lowest clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -46,6 +46,9 @@ curves: $(VENV)/.dev  ## workers, memory and a partly warm page cache against se
 
 bench-check: $(VENV)/.dev .venv-peers/.made  ## ratios to a torch script and to the disk on a small triple; tells, fails only with STRICT=1
 	$(BIN)/python -m bench.check $(if $(STRICT),--strict)
+
+squeeze: $(VENV)/.dev .venv-peers/.made  ## a merge in a control group of 300 MB, as root; writes bench/SQUEEZE.md
+	$(BIN)/python -m bench.squeeze
 
 scale: $(VENV)/.dev  ## plan 70B and 671B from headers alone; writes bench/SCALE.md
 	$(BIN)/python -m bench.scale

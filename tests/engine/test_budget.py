@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta.engine import budget
-from paramdelta.engine.budget import Shape, available_memory, decide
+from paramdelta.engine.budget import DEFAULT_MEMORY, Shape, available_memory, decide
 from paramdelta.errors import BudgetError
 
 if TYPE_CHECKING:
@@ -287,3 +287,25 @@ def test_the_default_is_modest_a_quarter_of_what_is_there_or_the_least_that_work
 def test_a_larger_window_takes_more(shape: Shape, window: int, more: int) -> None:
     assert shape.arena(window + more) >= shape.arena(window) >= shape.bytes_per_byte * window
     assert shape.worker(window) >= shape.arena(window) + window
+
+
+@pytest.mark.parametrize(
+    ("available", "memory"),
+    [
+        (16_000_000_000, DEFAULT_MEMORY),
+        (1_200_000_000, 300_000_000),
+        (200_000_000, None),  # fast needs more than a quarter and less than half
+        (60_000_000, 120_000_000),
+    ],
+)
+def test_the_default_is_fast_where_half_of_what_is_available_allows_it(
+    monkeypatch: pytest.MonkeyPatch, available: int, memory: int | None
+) -> None:
+    monkeypatch.setattr(budget, "available_memory", lambda: available)
+    monkeypatch.setattr(budget, "default_workers", lambda: 4)
+    used = 90 * MB
+    fast = used + budget.RESERVE + 4 * PLAIN.worker(budget.FAST_WINDOW)
+    assert budget.default_memory(PLAIN, used) == (fast if memory is None else memory)
+    chosen = decide(None, None, PLAIN, used, used)
+    assert chosen.workers == 4 or available < 100_000_000
+    assert chosen.window_bytes >= budget.FAST_WINDOW or available < 100_000_000

@@ -26,6 +26,9 @@ LARGEST_WINDOW: Final = (8 << 20) - ALIGNMENT
 """Bytes. What lies at an odd place is read with a block more than its size: that shall be a power of two, not more."""
 
 COMFORTABLE_WINDOW: Final = (1 << 20) - ALIGNMENT
+FAST_WINDOW: Final = (2 << 20) - ALIGNMENT
+"""Bytes. From here on larger windows gain little."""
+
 SMALLEST_WINDOW: Final = (64 << 10) - ALIGNMENT
 RESERVE: Final = 16_000_000
 """Bytes left for what is not a buffer: thread stacks, the allocator's slack, progress display."""
@@ -117,8 +120,7 @@ def decide(memory: int | None, workers: int | None, shape: Shape, used: int, pea
     """Return the budget of a run.
 
     Args:
-        memory: most bytes of RSS, or None for the default: the least of `DEFAULT_MEMORY` and a quarter of what is
-            available, but never less than what works.
+        memory: most bytes of RSS, or None for `default_memory`.
         workers: number of worker threads, or None to choose.
         shape: what the plan asks of a worker.
         used: bytes of RSS that the process holds already: interpreter, kernels, plan.
@@ -129,7 +131,7 @@ def decide(memory: int | None, workers: int | None, shape: Shape, used: int, pea
     """
     least = max(peak, used + RESERVE + (workers or 1) * shape.worker(shape.least_window))
     if memory is None:
-        memory = max(least, min(DEFAULT_MEMORY, available_memory() // 4))
+        memory = max(least, default_memory(shape, used))
     if memory < least:
         told = -(-(least + _DIFFERS) // 1_000_000)
         raise BudgetError(
@@ -146,6 +148,17 @@ def decide(memory: int | None, workers: int | None, shape: Shape, used: int, pea
     while window > shape.least_window and chosen * shape.worker(window) > free:
         window = max((window + ALIGNMENT) // 2 - ALIGNMENT, shape.least_window)
     return Budget.of(memory, chosen, window, shape)
+
+
+def default_memory(shape: Shape, used: int) -> int:
+    """Return the bytes of RSS that a run may hold by default, ``used`` of them already.
+
+    The least of `DEFAULT_MEMORY` and a quarter of what is available; but where that is too little to be fast, up to
+    half of it.
+    """
+    available = available_memory()
+    fast = RESERVE + default_workers() * shape.worker(max(FAST_WINDOW, shape.least_window))
+    return min(DEFAULT_MEMORY, max(available // 4, used + min(fast, available // 2)))
 
 
 def default_workers() -> int:
