@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint types docs real exact faults fuzz bench curves bench-check scale squeeze lowest clean
+.PHONY: help demo test lint types docs real exact faults fuzz bench curves bench-check scale length squeeze lowest clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -46,6 +46,9 @@ curves: $(VENV)/.dev  ## workers, memory and a partly warm page cache against se
 
 bench-check: $(VENV)/.dev .venv-peers/.made  ## ratios to a torch script and to the disk on a small triple; tells, fails only with STRICT=1
 	$(BIN)/python -m bench.check $(if $(STRICT),--strict)
+
+length: $(VENV)/.dev  ## RAM over the full length of 70B, from sparse files; writes bench/LENGTH.md
+	$(BIN)/python -m bench.length
 
 squeeze: $(VENV)/.dev .venv-peers/.made  ## a merge in a control group of 300 MB, as root; writes bench/SQUEEZE.md
 	$(BIN)/python -m bench.squeeze
