@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paramdelta.checkpoint.discovery import STAGING
@@ -139,14 +140,17 @@ def every_step(ground: Ground, scene: Scene, name: str, stride: int, report: Rep
 
 def _disturbed(ground: Ground, scene: Scene, name: str, number: int, output: Path, reached: Path) -> None:
     fault = FAULTS[name]
+    noted = threading.Event()
 
     def before(step: Step) -> Any:
         if step.number < number:
             return None
         if step.number > number:
+            noted.wait(60)  # another thread may be there already, and what kills it must not come before the note
             return fault.later(step, step.number - number)
         with reached.open("w") as file:
             file.write(f"{step.call} {' '.join(str(a) for a in step.arguments if isinstance(a, (str, os.PathLike)))}")
+        noted.set()
         return fault.happen(step)
 
     with Steps(before, fault.calls):
