@@ -136,6 +136,14 @@ def test_a_plan_says_where_a_merge_would_be_refused(triple: Path, tmp_path: Path
     assert not api.warnings_for(other, tmp_path / "done", overwrite=True)
 
 
+def test_a_plan_says_where_files_of_others_are_in_the_way(triple: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / STAGING).mkdir(parents=True)
+    (tmp_path / "out" / STAGING / "thesis.txt").write_text("mine")
+    plan = api.plan(triple / "post", triple / "base", triple / "new_base")
+    [warning] = api.warnings_for(plan, tmp_path / "out", overwrite=True)
+    assert "did not write: thesis.txt" in warning.message
+
+
 def test_what_is_unfinished_is_no_checkpoint(triple: Path, tmp_path: Path) -> None:
     stop_after(triple, tmp_path / "out", 1)
     for use in (api.inspect, api.verify):

@@ -84,17 +84,15 @@ def loop(module: str, name: str) -> Loop:
 
 
 @cache
-def _initialise() -> None:
+def _initialise() -> Any:
+    """Make LLVM ready; return what it knows the address of, which the cache keeps alive."""
     with contextlib.suppress(RuntimeError):  # newer versions need no call, and say so
         llvm.initialize()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     never: Any = ctypes.CFUNCTYPE(None)(lambda: None)
-    _never_called.append(never)
     llvm.add_symbol(_NEVER_CALLED, ctypes.cast(never, ctypes.c_void_p).value)
-
-
-_never_called: Final[list[Any]] = []  # alive as long as LLVM knows its address
+    return never
 
 
 @cache

@@ -92,7 +92,7 @@ class OutputDirectory:
             refuse_inputs(self.path, self._plan)
             self._refuse_strangers()
             if self.staging.path.is_dir():
-                self.staging.finished = {} if self._overwrite else self.staging.look(self._own_files())
+                self.staging.take_stock(overwrite=self._overwrite, published=self._own_files())
 
     def begin(self) -> None:
         """Remove the old output, once nothing that can be known speaks against the new one; copy the sidecars.

@@ -119,8 +119,8 @@ class Staging:
             remedy="Choose an output on another filesystem, and copy it here when it is done.",
         )
 
-    def look(self, published: Iterable[str] = ()) -> dict[str, FinishedShard]:
-        """Return the shards that an earlier run of this very merge has finished. Touches nothing; needs no lock.
+    def _finished_before(self, published: Iterable[str]) -> dict[str, FinishedShard]:
+        """Return the shards that an earlier run of this very merge has finished.
 
         Raises:
             OutputError: the earlier run was of another merge; lists what differs.
@@ -141,7 +141,7 @@ class Staging:
         }
 
     def take_stock(self, *, overwrite: bool, published: Iterable[str] = ()) -> None:
-        """See which shards an earlier run of this very merge has finished. Removes nothing; `begin` does.
+        """See which shards an earlier run of this very merge has finished. Removes nothing and needs no lock.
 
         Args:
             overwrite: start anew, whatever is there.
@@ -152,7 +152,7 @@ class Staging:
                 any run.
         """
         self._refuse_strangers()
-        self.finished = {} if overwrite else self.look(published)
+        self.finished = {} if overwrite else self._finished_before(published)
 
     def _refuse_strangers(self) -> None:
         """Refuse to clear a directory that no run has left: a run writes its journal before anything of size."""
