@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +75,9 @@ def fusing(operands: list[Array], dtypes: tuple[str, ...], alphas: tuple[float, 
         prepare()
 
     def job(begin: int, end: int) -> None:
-        counters = np.zeros(2, np.int64)
+        counters = array("q", (0, 0))
         for at in range(begin, end, CHUNK):
-            addresses = np.array([operand[at:].ctypes.data for operand in operands], np.uint64)
+            addresses = [operand[at:].ctypes.data for operand in operands]
             fuse(addresses, dtypes, alphas, result[at:].ctypes.data, out, min(CHUNK, end - at), counters)
 
     return count, result.nbytes + sum(operand.nbytes for operand in operands), job

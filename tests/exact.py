@@ -11,6 +11,7 @@ import multiprocessing
 import platform
 import sys
 import time
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,9 +56,9 @@ def run(
 ) -> tuple[Codes, tuple[int, int]]:
     """Fuse arrays of codes and return the output's codes and the two counters."""
     result = np.zeros(len(operands[0]), UINT[out])
-    counters = np.zeros(2, np.int64)
-    arrays = [np.ascontiguousarray(operand) for operand in operands]
-    addresses = np.array([array.ctypes.data for array in arrays], np.uint64)
+    counters = array("q", (0, 0))
+    kept = [np.ascontiguousarray(operand) for operand in operands]
+    addresses = [codes.ctypes.data for codes in kept]
     fuse(addresses, dtypes, alphas, result.ctypes.data, out, len(result), counters)
     return result, (int(counters[0]), int(counters[1]))
 

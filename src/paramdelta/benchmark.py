@@ -10,6 +10,7 @@ import ctypes
 import shutil
 import tempfile
 import time
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -215,8 +216,8 @@ def measure_kernel() -> tuple[Speed, Speed]:
             ctypes.memmove(target.address, source.address, _OPERAND)
 
     def fuse(area: Sequence[Buffer]) -> None:
-        addresses = np.array([buffer.address for buffer in area[:3]], np.uint64)
-        counters = np.zeros(2, np.int64)
+        addresses = [buffer.address for buffer in area[:3]]
+        counters = array("q", (0, 0))
         kernels.fuse(addresses, ("BF16",) * 3, (1.0,), area[3].address, "BF16", _OPERAND // 2, counters)
 
     with ThreadPoolExecutor(threads) as pool:

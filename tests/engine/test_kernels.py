@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -239,7 +240,7 @@ def test_any_alignment_any_count_nothing_else_written(dtype: str, alpha: float) 
             arena[place : place + 1025 * width] = codes.view(np.uint8)
         *operands, out = (arena.ctypes.data + place for arena, place in zip(arenas, places, strict=True))
         before = [arena.copy() for arena in arenas[:3]]
-        fuse(np.array(operands, np.uint64), (dtype,) * 3, (alpha,), out, dtype, count, np.zeros(2, np.int64))
+        fuse(operands, (dtype,) * 3, (alpha,), out, dtype, count, array("q", (0, 0)))
         start, end = places[3], places[3] + count * width
         assert np.array_equal(arenas[3][start:end], whole[:count].view(np.uint8))
         assert (np.delete(arenas[3], np.s_[start:end]) == 0xA5).all()
@@ -281,8 +282,8 @@ def test_counters_add_up_what_no_law_copied(dtype: str, alpha: float) -> None:
     base = column(dtype, 0, 0, 0, 6, 6, 0)
     operands = [new, post, base]
     out = np.zeros(6, UINT[dtype])
-    counters = np.array([10, 20], np.int64)
-    addresses = np.array([operand.ctypes.data for operand in operands], np.uint64)
+    counters = array("q", (10, 20))
+    addresses = [operand.ctypes.data for operand in operands]
     for _ in range(2):
         fuse(addresses, (dtype,) * 3, (alpha,), out.ctypes.data, dtype, 6, counters)
     assert counters.tolist() == [10 + 2 * 3, 20 + 2 * 1]

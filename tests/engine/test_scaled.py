@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,7 @@ def fused(
     matrices: Sequence[Matrix], alphas: tuple[float, ...], out: str, cuts: Sequence[int] = ()
 ) -> tuple[Codes, tuple[int, int]]:
     result = np.zeros(SHAPE, UINT[out])
-    counters = np.zeros(2, np.int64)
+    counters = array("q", (0, 0))
     edges = [0, *sorted(cuts), result.size]
     for begin, end in pairwise(edges):
         address = result.ctypes.data + begin * result.itemsize
@@ -176,7 +177,7 @@ def requantised(
     matrices: Sequence[Matrix], alphas: tuple[float, ...] = (1.0,), blocks: Blocks = BLOCKS, scale_dtype: str = "F32"
 ) -> tuple[Matrix, tuple[int, int], float, float]:
     codes = np.zeros(SHAPE, np.uint8)
-    counters = np.zeros(2, np.int64)
+    counters = array("q", (0, 0))
     bands = []
     for first in range(0, SHAPE[0], blocks.rows):
         rows = range(first, min(first + blocks.rows, SHAPE[0]))

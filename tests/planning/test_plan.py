@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -459,6 +460,23 @@ def test_planning_needs_neither_numba_nor_numpy_nor_a_command_line(triple: Path)
     assert done.returncode == 0, done.stderr
     # Another process, with other hash seeds, comes to the same fingerprint.
     assert done.stdout.strip() == plan_of(triple).fingerprint
+
+
+def test_a_merge_needs_neither_numba_nor_llvm_nor_numpy_once_its_loops_are_kept(triple: Path, tmp_path: Path) -> None:
+    arguments = [f"{triple}/post", f"{triple}/base", f"{triple}/new"]
+    program = (
+        "import sys\n"
+        "import paramdelta\n"
+        f"paramdelta.merge(*{arguments!r}, sys.argv[1])\n"
+        "print(sorted({'numba', 'llvmlite', 'numpy', 'click', 'safetensors'} & set(sys.modules)))\n"
+    )
+    outputs = [tmp_path / "once", tmp_path / "again"]
+    runs = [
+        subprocess.run([sys.executable, "-c", program, out], capture_output=True, text=True, check=True)
+        for out in outputs
+    ]
+    if sys.platform.startswith("linux") and platform.machine() == "x86_64":  # elsewhere LLVM links
+        assert runs[1].stdout.strip() == "[]"
 
 
 def llama(root: Path, shards: int, *, hidden: int, layers: int, intermediate: int) -> Recipe:

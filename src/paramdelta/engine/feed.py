@@ -13,9 +13,6 @@ from paramdelta.engine.windows import Window, cut
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from paramdelta.engine.budget import Budget
     from paramdelta.engine.kernels import Band
     from paramdelta.engine.target import Target
@@ -28,7 +25,7 @@ class Feed:
 
     Attributes:
         bands: what came of each row of blocks, by operation and number: the scales are written by a later window.
-        losses: by operation, shape (rows of blocks, 2): error and size of those whose scales are written, else NaN.
+        losses: by operation and number: error and size of rows of blocks whose scales are written.
         edges: bytes at the begin of a window that the one before has made, by shard and begin.
         digesters: of each shard that is being written.
     """
@@ -41,7 +38,7 @@ class Feed:
         self.digesters: dict[int, Digester] = {}
         self.bands: Exchange[tuple[int, int], Band] = Exchange()
         self.edges: Exchange[tuple[int, int], bytes] = Exchange()
-        self.losses: dict[int, NDArray[np.float64]] = {}
+        self.losses: dict[int, dict[int, tuple[float, float]]] = {}
 
     def _all_windows(
         self, plan: Plan, budget: Budget, target: Target, done: frozenset[int]

@@ -10,27 +10,23 @@ Elsewhere an exact zero is +0 and a NaN is the canonical quiet one, so that ever
 from __future__ import annotations
 
 import struct
+from array import array
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-import numpy as np
 
 from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.engine.machine_code import Loop, loop
 from paramdelta.engine.scratch import BLOCK, Scratch
 from paramdelta.errors import ParamDeltaError
 from paramdelta.storage import process
+from paramdelta.storage.pages import Buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from numpy.typing import NDArray
-
     from paramdelta.checkpoint.scaling import Blocks
     from paramdelta.planning.parts import Operand, Scale
 
-    Addresses = NDArray[np.uint64]
-    Counters = NDArray[np.int64]
     Kernel = Callable[[int, int, int, int, int], None]
     """Called with the addresses of the operands' addresses and of the output, elements, and the counters' address."""
 
@@ -72,32 +68,34 @@ class Band(NamedTuple):
 
 
 def fuse(
-    addresses: Addresses,
+    addresses: Sequence[int],
     dtypes: tuple[str, ...],
     alphas: tuple[float, ...],
     out_address: int,
     out_dtype: str,
     count: int,
-    counters: Counters,
+    counters: array[int],
 ) -> None:
     """Write new base + sum of alpha (post - base) over ``count`` elements, releasing the GIL.
 
     Without deltas that converts the new base to another dtype.
 
     Args:
-        addresses: shape (2k + 1,), contiguous: where new base, post 1, base 1, post 2, base 2, … start, at any
-            alignment. Memory behind them is read unchecked.
+        addresses: where the 2k + 1 operands new base, post 1, base 1, post 2, base 2, … start, at any alignment.
+            Memory behind them is read unchecked.
         dtypes: their safetensors dtypes, in the same order.
         alphas: the k coefficients.
         out_address: where the output starts, at any alignment; it must not overlap an operand.
         out_dtype: the output's safetensors dtype.
         count: elements.
-        counters: shape (2,): the numbers of infinities and of NaNs that were computed, not copied, are added.
+        counters: two int64 (`array` of type ``q``): the numbers of infinities and of NaNs that were computed, not
+            copied, are added.
 
     Raises:
         ValueError: a dtype is not in `MERGEABLE`, or the lengths do not fit each other.
     """
-    _kernel(dtypes, alphas, out_dtype)(_at(addresses), out_address, 0, count, _at(counters))
+    places = array("q", addresses)
+    _kernel(dtypes, alphas, out_dtype)(_at(places), out_address, 0, count, _at(counters))
 
 
 def fuse_scaled(
@@ -108,7 +106,7 @@ def fuse_scaled(
     elements: range,
     out_address: int,
     out_dtype: str,
-    counters: Counters,
+    counters: array[int],
 ) -> None:
     """Do what `fuse` does for elements of matrices some of which are block-scaled, releasing the GIL.
 
@@ -142,7 +140,7 @@ def requantise(
     out_address: int,
     blocks: Blocks,
     scale_dtype: str,
-    counters: Counters,
+    counters: array[int],
 ) -> Band:
     """Write one row of blocks of the sum as block-scaled E4M3, releasing the GIL. Arguments as `fuse_scaled`.
 
@@ -151,12 +149,12 @@ def requantise(
         blocks: the form of the output.
         scale_dtype: F32 or BF16.
     """
-    found = np.zeros(-(-columns // blocks.columns), np.uint64)
-    errors = np.zeros(2, np.float64)
+    found = array("Q", bytes(8 * -(-columns // blocks.columns)))
+    errors = array("d", (0.0, 0.0))
     width = DTYPES[scale_dtype].bits // 8
     described = _Described.of(operands, "F8_E4M3", alphas, places)
-    form = np.array([blocks.rows, blocks.columns, blocks.powers_of_two, width], np.int64)
-    scratch, sums = Scratch(), np.empty(blocks.rows * blocks.columns, np.float64)
+    form = array("q", (blocks.rows, blocks.columns, blocks.powers_of_two, width))
+    scratch, sums = Scratch(), Buffer(8 * blocks.rows * blocks.columns)
     loop("scaled", "requantise")(
         *described.addresses,
         columns,
@@ -169,9 +167,10 @@ def requantise(
         _at(counters),
         _at(errors),
         *scratch.addresses,
-        _at(sums),
+        sums.address,
     )
-    return Band(found.astype(f"<u{width}").tobytes(), float(errors[0]), float(errors[1]))
+    scales = b"".join(code.to_bytes(width, "little") for code in found)
+    return Band(scales, errors[0], errors[1])
 
 
 def preparations(
@@ -220,7 +219,7 @@ def _kernel(dtypes: tuple[str, ...], alphas: tuple[float, ...], out_dtype: str) 
         raise ValueError(f"{len(alphas)} coefficients do not fit {len(dtypes)} operands")
     formats = _formats((*dtypes, out_dtype))
     if alphas != (1.0,):
-        return partial(_fuse_weighted, loop("arithmetic", "fuse_weighted"), formats, np.array(alphas, np.float64))
+        return partial(_fuse_weighted, loop("arithmetic", "fuse_weighted"), formats, array("d", alphas))
     exact = partial(_fuse_exact, loop("arithmetic", "fuse_exact"), formats)
     if set(dtypes) == {out_dtype} and out_dtype in _SHORTCUTS:
         return partial(_fuse_alike, loop("shortcuts", _SHORTCUTS[out_dtype]), exact)
@@ -235,17 +234,15 @@ def _fuse_alike(skim: Loop, exact: Kernel, addresses: int, out: int, begin: int,
         begin = stop
 
 
-def _fuse_exact(
-    fuse: Loop, formats: NDArray[np.int64], addresses: int, out: int, begin: int, end: int, counters: int
-) -> None:
+def _fuse_exact(fuse: Loop, formats: array[int], addresses: int, out: int, begin: int, end: int, counters: int) -> None:
     scratch = Scratch()
     fuse(_at(formats), addresses, out, begin, end, counters, *scratch.addresses)
 
 
 def _fuse_weighted(
     fuse: Loop,
-    formats: NDArray[np.int64],
-    alphas: NDArray[np.float64],
+    formats: array[int],
+    alphas: array[float],
     addresses: int,
     out: int,
     begin: int,
@@ -256,25 +253,25 @@ def _fuse_weighted(
     fuse(_at(formats), len(alphas), _at(alphas), addresses, out, begin, end, counters, *scratch.addresses)
 
 
-def _at(array: NDArray[np.generic]) -> int:
+def _at(numbers: array[int] | array[float]) -> int:
     """Return where an array begins; the caller keeps it alive."""
-    return int(array.ctypes.data)
+    return numbers.buffer_info()[0]
 
 
 class _Described(NamedTuple):
     """Operands as `paramdelta.engine.loops.scaled` wants them: how many, and arrays that describe them."""
 
     number: int
-    arrays: tuple[NDArray[np.generic], ...]
+    arrays: tuple[array[int] | array[float], ...]
 
     @classmethod
     def of(cls, operands: Sequence[Operand], out_dtype: str, alphas: tuple[float, ...], places: Places) -> _Described:
         arrays = (
             _formats((*(operand.dtype for operand in operands), out_dtype)),
             _forms(tuple(operand.scale for operand in operands)),
-            np.array(alphas, np.float64),
-            np.array(places.matrices, np.int64),
-            np.array(places.scales, np.int64),
+            array("d", alphas),
+            array("q", places.matrices),
+            array("q", places.scales),
         )
         return cls(len(operands), arrays)
 
@@ -285,16 +282,16 @@ class _Described(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _formats(dtypes: tuple[str, ...]) -> NDArray[np.int64]:
-    return np.array([_FORMATS[dtype] for dtype in dtypes], np.int64)
+def _formats(dtypes: tuple[str, ...]) -> array[int]:
+    return array("q", (number for dtype in dtypes for number in _FORMATS[dtype]))
 
 
-def _forms(scales: tuple[Scale | None, ...]) -> NDArray[np.int64]:
+def _forms(scales: tuple[Scale | None, ...]) -> array[int]:
     """Return the rows that `paramdelta.engine.loops.scaled` wants; a matrix without scales has a form of zeros."""
-    rows = [
-        (0, 0, 0, 0)
-        if scale is None
-        else (DTYPES[scale.dtype].bits // 8, scale.block_rows, scale.block_columns, scale.columns)
-        for scale in scales
-    ]
-    return np.array(rows, np.int64)
+    rows = array("q")
+    for scale in scales:
+        if scale is None:
+            rows.extend((0, 0, 0, 0))
+        else:
+            rows.extend((DTYPES[scale.dtype].bits // 8, scale.block_rows, scale.block_columns, scale.columns))
+    return rows

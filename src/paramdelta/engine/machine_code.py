@@ -1,9 +1,9 @@
-"""Machine code of the loops: compiled by numba once for a processor, then kept as object files and linked by LLVM.
+"""Machine code of the loops: compiled by numba once for a processor, then kept as object files and linked.
 
-To import numba takes longer than to fuse a gigabyte. An object file is what LLVM makes of a loop; llvmlite, which comes
-with numba, links it into a process within milliseconds. What is kept is named after the sources it was made of, the
-compiler's versions and the processor, and has a digest, since damaged code would end the process. Where nothing can be
-kept, loops are compiled every time.
+To import numba takes longer than to fuse a gigabyte, and LLVM's library a tenth of a second from a disk. An object file
+is what LLVM makes of a loop. What is kept is named after the sources it was made of, the compiler's versions and the
+processor, and has a digest, since damaged code would end the process. Where nothing can be kept, loops are compiled
+every time.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import importlib
 import importlib.util
 import os
+import platform
 import stat
-import tempfile
+import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import llvmlite
-import llvmlite.binding as llvm
-import platformdirs
+from paramdelta.engine import linking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,16 +31,17 @@ CACHE_VARIABLE: Final = "PARAMDELTA_CACHE_DIR"
 _SOURCES: Final = Path(__file__).with_name("loops")
 _MODULES: Final = ("bits", "arithmetic", "shortcuts", "scaled")
 _DIGEST_BYTES: Final = 32
-_NEVER_CALLED: Final = "paramdelta_never_called"
+_PROCESSOR: Final = Path("/proc/cpuinfo")
+_DECIDES: Final = frozenset({b"vendor_id", b"cpu family", b"model", b"stepping", b"flags"})
+"""What of it an x86-64 processor's code depends on."""
 
 
 class Loop:
     """A loop of `paramdelta.engine.loops`, linked into this process. Any thread may call it; calls release the GIL."""
 
-    def __init__(self, name: str, engine: Any) -> None:
-        self._name = name
-        self._engine = engine  # owns the code
-        self._address = engine.get_function_address(name)
+    def __init__(self, name: str, address: int, owner: object) -> None:
+        """Call what is at an address, as long as its owner lives."""
+        self._name, self._address, self._owner = name, address, owner
 
     def __call__(self, *arguments: int) -> int:
         """Call it; return its result, 0 where it has none."""
@@ -70,29 +69,28 @@ def loop(module: str, name: str) -> Loop:
         module: of `paramdelta.engine.loops`.
         name: of an ``entry`` there.
     """
-    _initialise()
     file = f"{name}-{_key()}.o"
     for directory in _directories():
         code = _read(directory / file)
         if code is not None:
-            return Loop(name, _link(code))
-    code = _compile(module, name)
+            return _link(name, code)
+    from paramdelta.engine.compiling import compile_loop
+
+    code = compile_loop(module, name)
     for directory in _directories():
         if _keep(directory, file, code):
             break
-    return Loop(name, _link(code))
+    return _link(name, code)
 
 
-@cache
-def _initialise() -> Any:
-    """Make LLVM ready; return what it knows the address of, which the cache keeps alive."""
-    with contextlib.suppress(RuntimeError):  # newer versions need no call, and say so
-        llvm.initialize()
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    never: Any = ctypes.CFUNCTYPE(None)(lambda: None)
-    llvm.add_symbol(_NEVER_CALLED, ctypes.cast(never, ctypes.c_void_p).value)
-    return never
+def _link(name: str, code: bytes) -> Loop:
+    linked = linking.link(code)
+    if linked is not None:
+        return Loop(name, linked.addresses[name], linked)
+    from paramdelta.engine import compiling
+
+    engine = compiling.link(code)
+    return Loop(name, engine.get_function_address(name), engine)
 
 
 @cache
@@ -102,20 +100,35 @@ def _key() -> str:
     for name in _MODULES:
         digest.update((_SOURCES / f"{name}.py").read_bytes())
     digest.update((_SOURCES.parent / "scratch.py").read_bytes())
-    digest.update(Path(__file__).read_bytes())
-    digest.update(_version_of_numba())
-    processor = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    digest.update(repr((llvmlite.__version__, llvm.get_process_triple(), processor)).encode())
+    digest.update((_SOURCES.parent / "compiling.py").read_bytes())
+    digest.update(_version_of("numba") + _version_of("llvmlite"))
+    digest.update(f"{sys.platform} {platform.machine()} {sys.maxsize}".encode())
+    digest.update(_processor())
     return digest.hexdigest()[:24]
 
 
-def _version_of_numba() -> bytes:
+def _version_of(package: str) -> bytes:
     """Return what tells one version from another, without importing it or the machinery of package metadata."""
-    found = importlib.util.find_spec("numba")
+    found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         return b""
     version = Path(found.origin).with_name("_version.py")
     return version.read_bytes() if version.exists() else Path(found.origin).read_bytes()
+
+
+def _processor() -> bytes:
+    """Return what tells processors apart that could not run each other's code: as the system says, or as LLVM does."""
+    try:
+        with _PROCESSOR.open("rb", buffering=0) as file:
+            described = file.read(8192).partition(b"\n\n")[0]  # of the first one; to describe all can take long
+    except OSError:
+        described = b""
+    found = [line for line in described.splitlines() if line.partition(b":")[0].strip() in _DECIDES]
+    if len(found) == len(_DECIDES):
+        return b"\n".join(found)
+    from paramdelta.engine import compiling
+
+    return compiling.processor().encode()
 
 
 def _directories() -> Iterator[Path]:
@@ -125,6 +138,8 @@ def _directories() -> Iterator[Path]:
         yield Path(chosen)
     else:
         with contextlib.suppress(Exception):  # a user without a home
+            import platformdirs
+
             yield platformdirs.user_cache_path("paramdelta", appauthor=False)
     yield _SOURCES / "__pycache__"
 
@@ -150,6 +165,8 @@ def _is_trusted(status: os.stat_result) -> bool:
 
 def _keep(directory: Path, name: str, code: bytes) -> bool:
     """Write a file that others find complete or not at all; return whether that could be done."""
+    import tempfile
+
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=f"{name}.")
@@ -163,42 +180,3 @@ def _keep(directory: Path, name: str, code: bytes) -> bool:
     except OSError:
         return False
     return True
-
-
-def _compile(module: str, name: str) -> bytes:
-    """Return an object file with one symbol, the loop's name."""
-    import numba
-
-    from paramdelta.engine.loops.bits import OPTIONS
-
-    function = getattr(importlib.import_module(f"paramdelta.engine.loops.{module}"), name)
-    signature = (numba.types.int64,) * function.__code__.co_argcount
-    compiled = numba.njit(function, **OPTIONS)
-    compiled.compile(signature)
-    text: str = compiled.inspect_llvm(signature)
-    # Of arrays that own no memory none is ever freed, but the code that would do so is there, and wants a symbol.
-    code = llvm.parse_assembly(text.replace("@NRT_MemInfo_call_dtor(", f"@{_NEVER_CALLED}("))
-    [main] = [each for each in code.functions if not each.is_declaration and each.linkage == llvm.Linkage.external]
-    main.name = name
-    return bytes(_machine(code.triple).emit_object(code))
-
-
-def _machine(triple: str) -> Any:
-    target = llvm.Target.from_triple(triple)
-    is_x86 = target.name.startswith("x86")
-    return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=3,
-        reloc="static" if is_x86 else "default",  # as numba has it
-        codemodel="jitdefault",
-        jit=True,
-    )
-
-
-def _link(code: bytes) -> Any:
-    machine = _machine(llvm.get_process_triple())
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    return engine

@@ -13,8 +13,6 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from paramdelta.engine.feed import Feed
 from paramdelta.engine.inputs import Inputs, check_identity, files_of, last_uses
 from paramdelta.engine.progress import FinishedShard, NonFinite, Outcome, Progress, Requantised
@@ -23,8 +21,6 @@ from paramdelta.errors import BudgetError, CancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
 
     from paramdelta.engine.budget import Budget
     from paramdelta.engine.target import Target
@@ -142,7 +138,7 @@ class _Completion:
         self._missing = [0 if number in numbers else size for number, size in enumerate(sizes)]
         self._ended_files = last_uses(plan)
         self._complete_up_to = 0
-        self._nonfinite: dict[int, NDArray[np.int64]] = {}
+        self._nonfinite: dict[int, NonFinite] = {}
         self.finished = list(done)
         resumed = sum(sizes) - sum(self._missing)
         self.progress = Progress(resumed, sum(sizes), len(done), len(sizes), resumed)
@@ -151,7 +147,7 @@ class _Completion:
         """Take note of a written window. Raises as `run`."""
         window = written.window
         for place, counts in written.nonfinite.items():
-            self._nonfinite[place] = self._nonfinite.get(place, 0) + counts
+            self._nonfinite[place] = self._nonfinite.get(place, NonFinite(0, 0)).plus(counts)
         size = window.end - window.begin
         self._missing[window.shard] -= size
         shards_done = self.progress.shards_done
@@ -177,11 +173,7 @@ class _Completion:
         return FinishedShard(
             number,
             self._feed.digesters.pop(number).result(),
-            {
-                operations[place].name: NonFinite(*(int(count) for count in self._nonfinite.pop(place)))
-                for place in places
-                if place in self._nonfinite
-            },
+            {operations[place].name: self._nonfinite.pop(place) for place in places if place in self._nonfinite},
             tuple(self._sum_bands(place) for place in places if operations[place].blocks is not None),
         )
 
@@ -189,8 +181,9 @@ class _Completion:
         """Return what a tensor lost, and forget its scales: they are written."""
         operation = self._plan.operations[place]
         count = -(-operation.elements // operation.grain) if operation.elements else 0
-        losses = self._feed.losses.pop(place, np.full((count, 2), np.nan))
-        cut = np.flatnonzero(np.isnan(losses[:, 0])).tolist()  # rows whose scales a boundary cuts
+        losses = self._feed.losses.pop(place, {})
+        cut = [number for number in range(count) if number not in losses]  # rows whose scales a boundary cuts
         for number, band in zip(cut, self._feed.bands.take((place, number) for number in cut), strict=True):
             losses[number] = band.error, band.size
-        return Requantised(operation.name, math.fsum(losses[:, 0].tolist()), math.fsum(losses[:, 1].tolist()))
+        errors, sizes = (math.fsum(sums) for sums in zip(*losses.values(), strict=True)) if losses else (0.0, 0.0)
+        return Requantised(operation.name, errors, sizes)

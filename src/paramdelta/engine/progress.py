@@ -30,6 +30,10 @@ class NonFinite:
     infinities: int
     nans: int
 
+    def plus(self, more: NonFinite) -> NonFinite:
+        """Return both together."""
+        return NonFinite(self.infinities + more.infinities, self.nans + more.nans)
+
 
 class Requantised(NamedTuple):
     """What a tensor lost when it was written as block-scaled FP8: sums of squares of the errors, and of the results.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from array import array
 from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
 
 from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.engine import kernels
 from paramdelta.engine.kernels import Places
+from paramdelta.engine.progress import NonFinite
 from paramdelta.engine.windows import Batch, Segment, Step, Window, batches, carried, scale_rows, segments
 from paramdelta.storage.pages import Buffer
 from paramdelta.storage.platform import ALIGNMENT
@@ -18,8 +18,6 @@ from paramdelta.storage.platform import ALIGNMENT
 if TYPE_CHECKING:
     import queue
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
     from paramdelta.engine.budget import Budget
     from paramdelta.engine.feed import Feed
@@ -34,7 +32,7 @@ class Written(NamedTuple):
     """A window that is written, and how many infinities and NaNs are new in it, by operation."""
 
     window: Window
-    nonfinite: dict[int, NDArray[np.int64]]
+    nonfinite: dict[int, NonFinite]
 
 
 Event = Written | BaseException | None  # or what ended a worker, or its quiet end
@@ -56,9 +54,9 @@ class Worker(threading.Thread):
         self._plan, self._inputs, self._feed, self._events = plan, inputs, feed, events
         self._arena = Buffer(budget.arena_bytes)
         self._output = Buffer(budget.window_bytes + 2 * ALIGNMENT)  # slack for elements that a boundary cuts
-        self._counters = np.zeros(2, dtype=np.int64)
-        self._uncounted = np.zeros(2, dtype=np.int64)
-        self._nonfinite: dict[int, NDArray[np.int64]] = {}
+        self._counters = array("q", (0, 0))
+        self._uncounted = array("q", (0, 0))
+        self._nonfinite: dict[int, NonFinite] = {}
 
     def run(self) -> None:
         """Work until there are no windows left."""
@@ -130,7 +128,7 @@ class Worker(threading.Thread):
             ctypes.memmove(output, sources[0], segment.elements * operation.itemsize)
         else:
             kernels.fuse(
-                np.array(sources, dtype=np.uint64),
+                sources,
                 tuple(operand.dtype for operand in part.operands),
                 part.alphas,
                 output,
@@ -138,9 +136,10 @@ class Worker(threading.Thread):
                 segment.elements,
                 self._counters if segment.counted else self._uncounted,
             )
-        if self._counters.any():
-            self._nonfinite[segment.operation] = self._nonfinite.get(segment.operation, 0) + self._counters
-            self._counters = np.zeros(2, dtype=np.int64)
+        if any(self._counters):
+            before = self._nonfinite.get(segment.operation, NonFinite(0, 0))
+            self._nonfinite[segment.operation] = before.plus(NonFinite(*self._counters))
+            self._counters[0] = self._counters[1] = 0
 
     def _compute_scaled(self, step: Step, loans: list[Loan], output: int) -> None:
         segment = step.segment
@@ -182,8 +181,7 @@ class Worker(threading.Thread):
 
     def _forget_bands(self, place: int, written: range) -> None:
         """Keep nothing but the losses of rows of blocks whose scales no other window writes, not even in part."""
-        weight = self._plan.operations[place]
-        losses = self._feed.losses.setdefault(place, np.full((-(-weight.elements // weight.grain), 2), np.nan))
+        losses = self._feed.losses.setdefault(place, {})
         bands = self._feed.bands.take((place, number) for number in written)
         for number, band in zip(written, bands, strict=True):
             losses[number] = band.error, band.size

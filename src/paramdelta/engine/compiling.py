@@ -1,0 +1,73 @@
+"""Makes object files of loops with numba and LLVM, and links by LLVM what `paramdelta.engine.linking` does not."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from functools import cache
+from typing import Any, Final
+
+import llvmlite.binding as llvm
+
+# Of arrays that own no memory none is ever freed, but the code that would do so is there.
+_FREE: Final = re.compile(r"declare void @NRT_MemInfo_call_dtor\(([^)]*)\)[^\n]*")
+_FREE_NOTHING: Final = r"define internal void @NRT_MemInfo_call_dtor(\1) { ret void }"
+
+
+def compile_loop(module: str, name: str) -> bytes:
+    """Return an object file with one symbol that others may use, the loop's name, and nothing that it wants of others.
+
+    Args:
+        module: of `paramdelta.engine.loops`.
+        name: of an ``entry`` there.
+    """
+    import numba
+
+    from paramdelta.engine.loops.bits import OPTIONS
+
+    function = getattr(importlib.import_module(f"paramdelta.engine.loops.{module}"), name)
+    signature = (numba.types.int64,) * function.__code__.co_argcount
+    compiled = numba.njit(function, **OPTIONS)
+    compiled.compile(signature)
+    _initialise()
+    code = llvm.parse_assembly(_FREE.sub(_FREE_NOTHING, compiled.inspect_llvm(signature)))
+    [main] = [each for each in code.functions if not each.is_declaration and each.linkage == llvm.Linkage.external]
+    main.name = name
+    return bytes(_machine(code.triple).emit_object(code))
+
+
+def link(code: bytes) -> Any:
+    """Return LLVM's engine with the code of an object file in it."""
+    _initialise()
+    machine = _machine(llvm.get_process_triple())
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine
+
+
+def processor() -> str:
+    """Return the processor's name and features, as LLVM sees them."""
+    return f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
+
+
+@cache
+def _initialise() -> None:
+    with contextlib.suppress(RuntimeError):  # newer versions need no call, and say so
+        llvm.initialize()
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+def _machine(triple: str) -> Any:
+    target = llvm.Target.from_triple(triple)
+    is_x86 = target.name.startswith("x86")
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        reloc="static" if is_x86 else "default",  # as numba has it
+        codemodel="jitdefault",
+        jit=True,
+    )
