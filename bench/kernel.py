@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from paramdelta.engine.kernels import fuse, preparations
+from paramdelta.engine.sums import Sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,10 +76,10 @@ def fusing(operands: list[Array], dtypes: tuple[str, ...], alphas: tuple[float, 
         prepare()
 
     def job(begin: int, end: int) -> None:
-        counters = array("q", (0, 0))
+        counters, sums = array("q", (0, 0)), Sums(len(alphas))
         for at in range(begin, end, CHUNK):
             addresses = [operand[at:].ctypes.data for operand in operands]
-            fuse(addresses, dtypes, alphas, result[at:].ctypes.data, out, min(CHUNK, end - at), counters)
+            fuse(addresses, dtypes, alphas, result[at:].ctypes.data, out, min(CHUNK, end - at), counters, sums)
 
     return count, result.nbytes + sum(operand.nbytes for operand in operands), job
 

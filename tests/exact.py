@@ -20,6 +20,7 @@ import numba
 import numpy as np
 
 from paramdelta.engine.kernels import MERGEABLE, fuse
+from paramdelta.engine.sums import Sums
 from tests import oracle
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def run(
     counters = array("q", (0, 0))
     kept = [np.ascontiguousarray(operand) for operand in operands]
     addresses = [codes.ctypes.data for codes in kept]
-    fuse(addresses, dtypes, alphas, result.ctypes.data, out, len(result), counters)
+    fuse(addresses, dtypes, alphas, result.ctypes.data, out, len(result), counters, Sums(len(alphas)))
     return result, (int(counters[0]), int(counters[1]))
 
 

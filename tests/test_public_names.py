@@ -55,6 +55,7 @@ def test_data_goes_one_way_through_the_packages() -> None:
         "checkpoint",
         "planning",
         "engine",
+        "insight",
         "results",
         "api",
         "demo",

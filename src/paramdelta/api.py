@@ -26,6 +26,7 @@ from paramdelta.errors import (
     ParamDeltaError,
     RecipeError,
 )
+from paramdelta.insight.norms import describe_all
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe, checked_path
 from paramdelta.planning.units import format_size, parse_size
@@ -212,13 +213,15 @@ def merge_recipe(
             if outcome.nonfinite and not allow_nonfinite:
                 raise nonfinite_error(made, outcome)
             documents = _documents(made, path, losses_of(outcome))
-            directory.publish(compose_receipt(made, outcome, documents, directory.sidecar_digests), documents)
+            statistics = describe_all(made, outcome.measured)
+            receipt = compose_receipt(made, outcome, documents, directory.sidecar_digests, statistics)
+            directory.publish(receipt, documents)
     except ParamDeltaError as error:
         needs = {NonFiniteError: "--allow-nonfinite", InputChangedError: "the inputs as they were"}
         kept = kept_text(directory.staging, needs.get(type(error)))
         error.remedy = " ".join(filter(None, (error.remedy, kept))) or None
         raise
-    return published(path, made, started, outcome, budget, resumed)
+    return published(path, made, started, outcome, budget, resumed, statistics["total"])
 
 
 def verify(
@@ -317,7 +320,7 @@ def _require_settings(io: str, workers: int | None) -> None:
 
 def estimate_memory(plan: Plan) -> int:
     """Return the bytes of RAM that a merge holds by default on this machine."""
-    kernels = 100_000_000  # interpreter, numpy and machine code, as measured
+    kernels = 32_000_000  # interpreter and machine code, as measured
     used = kernels + _manifest_bytes(plan)
     return budgets.decide(None, None, budgets.Shape.of(plan.operations), used, used).memory
 

@@ -23,6 +23,7 @@ import numpy as np
 from paramdelta import api
 from paramdelta.checkpoint.header import TensorEntry, build_header
 from paramdelta.engine import budget, kernels
+from paramdelta.engine.sums import Sums
 from paramdelta.errors import CancelledError, OutputError, ParamDeltaError
 from paramdelta.planning.units import format_size
 from paramdelta.storage.pages import Buffer
@@ -217,8 +218,8 @@ def measure_kernel() -> tuple[Speed, Speed]:
 
     def fuse(area: Sequence[Buffer]) -> None:
         addresses = [buffer.address for buffer in area[:3]]
-        counters = array("q", (0, 0))
-        kernels.fuse(addresses, ("BF16",) * 3, (1.0,), area[3].address, "BF16", _OPERAND // 2, counters)
+        counters, sums = array("q", (0, 0)), Sums(1)
+        kernels.fuse(addresses, ("BF16",) * 3, (1.0,), area[3].address, "BF16", _OPERAND // 2, counters, sums)
 
     with ThreadPoolExecutor(threads) as pool:
         seconds = [median(_seconds(pool, job, areas) for _ in range(5)) for job in (copy, fuse)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paramdelta.checkpoint.wording import clipped, printable
-from paramdelta.engine.receipt import counts_of, losses_of, nonfinite_of, read_receipt
+from paramdelta.engine.receipt import counts_of, deltas_of, losses_of, nonfinite_of, read_receipt
 from paramdelta.errors import NonFiniteError
 from paramdelta.storage import process
 
@@ -39,6 +39,8 @@ class MergeResult:
         requantised: what was lost by writing block-scaled FP8, None where none was written: ``tensors``,
             ``relative_error`` (root of the sum of squared errors over that of squared results, in blocks that were not
             copied), ``worst_tensor`` and its ``worst_relative_error``.
+        deltas: of each delta, in all tensors together, ``delta_norm``, ``base_shift_norm``, ``cosine``, … as
+            `paramdelta.insight.norms.describe` returns; the receipt has them for each tensor.
 
     ``workers`` and ``window_bytes`` (bytes of output in one window) are how the budget was used.
     """
@@ -57,6 +59,7 @@ class MergeResult:
     nonfinite: dict[str, dict[str, int]]
     already_complete: bool
     requantised: dict[str, Any] | None
+    deltas: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ def published(
     outcome: Outcome,
     budget: Budget,
     resumed: Sequence[FinishedShard],
+    deltas: list[dict[str, Any]],
 ) -> MergeResult:
     """Return the result of a run that published an output."""
     made = [plan.operations[place] for place in _places_made(plan, resumed)]
@@ -110,6 +114,7 @@ def published(
         nonfinite=counts_of(outcome),
         already_complete=False,
         requantised=losses_of(outcome),
+        deltas=deltas,
     )
 
 
@@ -139,6 +144,7 @@ def already_complete(path: Path, plan: Plan, started: float) -> MergeResult:
         nonfinite=nonfinite_of(receipt),
         already_complete=True,
         requantised=receipt.get("requantised") if receipt is not None else None,
+        deltas=deltas_of(receipt),
     )
 
 

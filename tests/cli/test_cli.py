@@ -46,11 +46,12 @@ def failed(run: Run, code: int, *words: str) -> None:
         assert word in run.stderr
 
 
-def test_merge_prints_one_line_of_result(triple: Path, tmp_path: Path) -> None:
+def test_merge_prints_a_line_of_result_and_one_of_its_delta(triple: Path, tmp_path: Path) -> None:
     run = paramdelta("merge", *of(triple), "-o", tmp_path / "out")
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("\n") == 1
-    assert "21 tensors" in run.stdout
+    result, delta = run.stdout.splitlines()
+    assert "21 tensors" in result
+    assert delta.startswith("delta: ")
     again = paramdelta("merge", *of(triple), "-o", tmp_path / "out")
     assert again.returncode == 0
     assert "nothing to do" in again.stdout

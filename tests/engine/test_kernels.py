@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from paramdelta.engine import kernels
 from paramdelta.engine.kernels import MERGEABLE, fuse, preparations
+from paramdelta.engine.sums import Sums
 from paramdelta.errors import ParamDeltaError
 from tests import exact, oracle
 from tests.exact import UINT, run, values
@@ -240,7 +241,7 @@ def test_any_alignment_any_count_nothing_else_written(dtype: str, alpha: float) 
             arena[place : place + 1025 * width] = codes.view(np.uint8)
         *operands, out = (arena.ctypes.data + place for arena, place in zip(arenas, places, strict=True))
         before = [arena.copy() for arena in arenas[:3]]
-        fuse(operands, (dtype,) * 3, (alpha,), out, dtype, count, array("q", (0, 0)))
+        fuse(operands, (dtype,) * 3, (alpha,), out, dtype, count, array("q", (0, 0)), Sums(1))
         start, end = places[3], places[3] + count * width
         assert np.array_equal(arenas[3][start:end], whole[:count].view(np.uint8))
         assert (np.delete(arenas[3], np.s_[start:end]) == 0xA5).all()
@@ -285,7 +286,7 @@ def test_counters_add_up_what_no_law_copied(dtype: str, alpha: float) -> None:
     counters = array("q", (10, 20))
     addresses = [operand.ctypes.data for operand in operands]
     for _ in range(2):
-        fuse(addresses, (dtype,) * 3, (alpha,), out.ctypes.data, dtype, 6, counters)
+        fuse(addresses, (dtype,) * 3, (alpha,), out.ctypes.data, dtype, 6, counters, Sums(1))
     assert counters.tolist() == [10 + 2 * 3, 20 + 2 * 1]
 
 

@@ -824,7 +824,7 @@ def test_a_failed_sync_of_a_finished_shard_is_an_output_error(
     with OutputDirectory(tmp_path / "out", plan, overwrite=False) as directory:
         monkeypatch.setattr(platform, "sync_directory", fail)
         with pytest.raises(OutputError, match="Input/output error"):
-            directory.completed(FinishedShard(0, Digest("", ()), {}, ()))
+            directory.completed(FinishedShard(0, Digest("", ()), {}, (), {}))
 
 
 def test_free_space_is_that_of_the_nearest_directory_that_answers(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from paramdelta.checkpoint.scaling import Blocks
 from paramdelta.engine import kernels
 from paramdelta.engine.kernels import Places
+from paramdelta.engine.sums import Sums
 from paramdelta.planning.parts import Operand, Scale
 from tests import oracle
 from tests.exact import UINT, values
@@ -96,7 +97,9 @@ def fused(
     for begin, end in pairwise(edges):
         address = result.ctypes.data + begin * result.itemsize
         operands = [matrix.operand for matrix in matrices]
-        kernels.fuse_scaled(operands, alphas, places(matrices), SHAPE[1], range(begin, end), address, out, counters)
+        kernels.fuse_scaled(
+            operands, alphas, places(matrices), SHAPE[1], range(begin, end), address, out, counters, Sums(len(alphas))
+        )
     return result, (int(counters[0]), int(counters[1]))
 
 
@@ -184,7 +187,16 @@ def requantised(
         operands, address = [matrix.operand for matrix in matrices], codes.ctypes.data + first * SHAPE[1]
         bands.append(
             kernels.requantise(
-                operands, alphas, places(matrices), SHAPE[1], rows, address, blocks, scale_dtype, counters
+                operands,
+                alphas,
+                places(matrices),
+                SHAPE[1],
+                rows,
+                address,
+                blocks,
+                scale_dtype,
+                counters,
+                Sums(len(alphas)),
             )
         )
     scales = np.frombuffer(b"".join(band.scales for band in bands), UINT[scale_dtype]).reshape(len(bands), -1).copy()

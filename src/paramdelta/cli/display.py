@@ -179,8 +179,23 @@ def merge_line(result: MergeResult) -> str:
         f"{printable(result.output)}: {result.tensors:,} tensors, {format_size(result.bytes_written)}"
         f" in {result.shards} {'file' if result.shards == 1 else 'files'},"
         f" {result.seconds:.1f} s ({format_size(moved / result.seconds)}/s read and written),"
-        f" peak RAM {format_size(result.peak_rss_bytes)}{_resumed(result)}{_losses(result)}"
+        f" peak RAM {format_size(result.peak_rss_bytes)}{_resumed(result)}{_losses(result)}{_deltas(result)}"
     )
+
+
+def _deltas(result: MergeResult) -> str:
+    """Return a line for each delta: how long it is, how much it changes, and how it lies to what the base became."""
+    several = len(result.deltas) > 1
+    return "".join(
+        f"\ndelta{f' {number}' if several else ''}: {delta['changed_share']:.1%} of elements changed"
+        f", norm {_number(delta['delta_norm'])}; base moved by {_number(delta['base_shift_norm'])}"
+        f", cosine of the two {_number(delta['cosine'])}"
+        for number, delta in enumerate(result.deltas, 1)
+    )
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
 
 
 def _resumed(result: MergeResult) -> str:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import llvmlite.binding as llvm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NUMBA_FEATURES: Final = "NUMBA_CPU_FEATURES"
 
 # Of arrays that own no memory none is ever freed, but the code that would do so is there.
 _FREE: Final = re.compile(r"declare void @NRT_MemInfo_call_dtor\(([^)]*)\)[^\n]*")
@@ -22,7 +28,8 @@ def compile_loop(module: str, name: str) -> bytes:
         module: of `paramdelta.engine.loops`.
         name: of an ``entry`` there.
     """
-    import numba
+    with _wide_registers():
+        import numba
 
     from paramdelta.engine.loops.bits import OPTIONS
 
@@ -52,6 +59,25 @@ def processor() -> str:
     return f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
 
 
+@contextlib.contextmanager
+def _wide_registers() -> Iterator[None]:
+    """Let numba, if it is imported here for the first time in this process, use the processor's widest registers."""
+    if _NUMBA_FEATURES in os.environ:
+        yield
+        return
+    os.environ[_NUMBA_FEATURES] = _features()
+    try:
+        yield
+    finally:
+        del os.environ[_NUMBA_FEATURES]
+
+
+def _features() -> str:
+    """Return the processor's features; where it has registers of 512 bits, LLVM would rather use half of them."""
+    features = llvm.get_host_cpu_features().flatten()
+    return f"{features},-prefer-256-bit" if "+avx512f" in features else str(features)
+
+
 @cache
 def _initialise() -> None:
     with contextlib.suppress(RuntimeError):  # newer versions need no call, and say so
@@ -65,7 +91,7 @@ def _machine(triple: str) -> Any:
     is_x86 = target.name.startswith("x86")
     return target.create_target_machine(
         cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
+        features=_features(),
         opt=3,
         reloc="static" if is_x86 else "default",  # as numba has it
         codemodel="jitdefault",

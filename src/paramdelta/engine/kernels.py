@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from paramdelta.checkpoint.scaling import Blocks
+    from paramdelta.engine.sums import Sums
     from paramdelta.planning.parts import Operand, Scale
 
-    Kernel = Callable[[int, int, int, int, int], None]
-    """Called with the addresses of the operands' addresses and of the output, elements, and the counters' address."""
+    Kernel = Callable[[array[int], int, int, int, int, Sums], None]
+    """Called with the operands' addresses, the output's, first element and end, the counters' address, and sums."""
 
 _FORMATS = {
     "BF16": (7, 8, 0x7F7F),
@@ -47,6 +48,12 @@ _TINY, _ULP = 2.0**-1073, 2.0**-53
 
 _STRETCH: Final = 16 * BLOCK
 """Elements done in full where a shortcut stops: enough to hide the calls, too few to matter where it happens once."""
+
+_CHUNK: Final = 256 * BLOCK
+"""Elements that are fused and then added up: few enough to stay in the L2 cache."""
+
+_ENDLESS: Final = 1 << 62
+"""Columns of what is no matrix."""
 
 MERGEABLE: tuple[str, ...] = tuple(_FORMATS)
 """The safetensors dtypes that can be added, in any mix."""
@@ -75,8 +82,9 @@ def fuse(
     out_dtype: str,
     count: int,
     counters: array[int],
+    sums: Sums,
 ) -> None:
-    """Write new base + sum of alpha (post - base) over ``count`` elements, releasing the GIL.
+    """Write new base + sum of alpha (post - base) over ``count`` elements, and add up the deltas; releases the GIL.
 
     Without deltas that converts the new base to another dtype.
 
@@ -90,12 +98,13 @@ def fuse(
         count: elements.
         counters: two int64 (`array` of type ``q``): the numbers of infinities and of NaNs that were computed, not
             copied, are added.
+        sums: of as many deltas; what they come to in these elements is added.
 
     Raises:
         ValueError: a dtype is not in `MERGEABLE`, or the lengths do not fit each other.
     """
     places = array("q", addresses)
-    _kernel(dtypes, alphas, out_dtype)(_at(places), out_address, 0, count, _at(counters))
+    _kernel(dtypes, alphas, out_dtype)(places, out_address, 0, count, _at(counters), sums)
 
 
 def fuse_scaled(
@@ -107,6 +116,7 @@ def fuse_scaled(
     out_address: int,
     out_dtype: str,
     counters: array[int],
+    sums: Sums,
 ) -> None:
     """Do what `fuse` does for elements of matrices some of which are block-scaled, releasing the GIL.
 
@@ -117,11 +127,16 @@ def fuse_scaled(
         elements: which of them, in row-major order.
         out_address: where the first of these goes.
         out_dtype: a dtype of `MERGEABLE`.
-        counters: as in `fuse`.
+        counters: as in `fuse`, and ``sums`` too.
     """
-    described, scratch = _Described.of(operands, out_dtype, alphas, places), Scratch()
+    described, coefficients, scratch = _Described.of(operands, out_dtype, places), array("d", alphas), Scratch()
     loop("scaled", "fuse_scaled")(
-        *described.addresses,
+        described.number,
+        _at(described.formats),
+        _at(described.forms),
+        _at(coefficients),
+        _at(described.matrices),
+        _at(described.scales),
         columns,
         elements.start,
         elements.stop,
@@ -129,6 +144,8 @@ def fuse_scaled(
         _at(counters),
         *scratch.addresses,
     )
+    if alphas:
+        _add_up(described, columns, elements, sums)
 
 
 def requantise(
@@ -141,6 +158,7 @@ def requantise(
     blocks: Blocks,
     scale_dtype: str,
     counters: array[int],
+    sums: Sums,
 ) -> Band:
     """Write one row of blocks of the sum as block-scaled E4M3, releasing the GIL. Arguments as `fuse_scaled`.
 
@@ -152,11 +170,16 @@ def requantise(
     found = array("Q", bytes(8 * -(-columns // blocks.columns)))
     errors = array("d", (0.0, 0.0))
     width = DTYPES[scale_dtype].bits // 8
-    described = _Described.of(operands, "F8_E4M3", alphas, places)
+    described, coefficients = _Described.of(operands, "F8_E4M3", places), array("d", alphas)
     form = array("q", (blocks.rows, blocks.columns, blocks.powers_of_two, width))
-    scratch, sums = Scratch(), Buffer(8 * blocks.rows * blocks.columns)
+    scratch, block = Scratch(), Buffer(8 * blocks.rows * blocks.columns)
     loop("scaled", "requantise")(
-        *described.addresses,
+        described.number,
+        _at(described.formats),
+        _at(described.forms),
+        _at(coefficients),
+        _at(described.matrices),
+        _at(described.scales),
         columns,
         rows.start,
         rows.stop,
@@ -167,8 +190,10 @@ def requantise(
         _at(counters),
         _at(errors),
         *scratch.addresses,
-        sums.address,
+        block.address,
     )
+    if alphas:
+        _add_up(described, columns, range(rows.start * columns, rows.stop * columns), sums)
     scales = b"".join(code.to_bytes(width, "little") for code in found)
     return Band(scales, errors[0], errors[1])
 
@@ -187,6 +212,7 @@ def preparations(
         yield partial(_kernel, dtypes, alphas, out_dtype)
     for name in ("fuse_scaled", "requantise") if scaled else ():
         yield partial(loop, "scaled", name)
+    yield partial(loop, "statistics", "measure")
 
 
 def floats_are_strict() -> bool:
@@ -218,20 +244,69 @@ def _kernel(dtypes: tuple[str, ...], alphas: tuple[float, ...], out_dtype: str) 
     if len(dtypes) != 2 * len(alphas) + 1:
         raise ValueError(f"{len(alphas)} coefficients do not fit {len(dtypes)} operands")
     formats = _formats((*dtypes, out_dtype))
+    adding = partial(_add_up_plain, dtypes) if alphas else _add_up_nothing
     if alphas != (1.0,):
-        return partial(_fuse_weighted, loop("arithmetic", "fuse_weighted"), formats, array("d", alphas))
+        weighted = partial(_fuse_weighted, loop("arithmetic", "fuse_weighted"), formats, array("d", alphas))
+        return partial(_fuse_and_add_up, weighted, adding)
     exact = partial(_fuse_exact, loop("arithmetic", "fuse_exact"), formats)
+    measured = partial(_fuse_and_add_up, exact, adding)
     if set(dtypes) == {out_dtype} and out_dtype in _SHORTCUTS:
-        return partial(_fuse_alike, loop("shortcuts", _SHORTCUTS[out_dtype]), exact)
-    return exact
+        return partial(_fuse_alike, loop("shortcuts", _SHORTCUTS[out_dtype]), measured)
+    return measured
 
 
-def _fuse_alike(skim: Loop, exact: Kernel, addresses: int, out: int, begin: int, end: int, counters: int) -> None:
+def _fuse_alike(
+    skim: Loop, exact: Kernel, addresses: array[int], out: int, begin: int, end: int, counters: int, sums: Sums
+) -> None:
     """Take the shortcut as far as it goes, a stretch in full, the shortcut again."""
-    while (begin := skim(addresses, out, begin, end)) < end:
+    scratch = Scratch()
+    while (begin := skim(_at(addresses), out, begin, end, sums.address, scratch.addresses[1])) < end:
         stop = min(begin + _STRETCH, end)
-        exact(addresses, out, begin, stop, counters)
+        exact(addresses, out, begin, stop, counters, sums)
         begin = stop
+
+
+def _fuse_and_add_up(
+    fuse: Callable[[int, int, int, int, int], None],
+    add_up: Callable[[array[int], int, int, Sums], None],
+    addresses: array[int],
+    out: int,
+    begin: int,
+    end: int,
+    counters: int,
+    sums: Sums,
+) -> None:
+    """Fuse, and add up the deltas, a chunk at a time that stays in the cache."""
+    for start in range(begin, end, _CHUNK):
+        stop = min(start + _CHUNK, end)
+        fuse(_at(addresses), out, start, stop, counters)
+        add_up(addresses, start, stop, sums)
+
+
+def _add_up_nothing(_addresses: array[int], _begin: int, _end: int, _sums: Sums) -> None:
+    """There are no deltas."""
+
+
+def _add_up_plain(dtypes: tuple[str, ...], addresses: array[int], begin: int, end: int, sums: Sums) -> None:
+    """Add up deltas of operands without scales."""
+    _add_up(_Described.plain(dtypes, addresses), _ENDLESS, range(begin, end), sums)
+
+
+def _add_up(described: _Described, columns: int, elements: range, sums: Sums) -> None:
+    scratch, deltas = Scratch(), array("d", bytes(8 * BLOCK * (described.number // 2)))
+    loop("statistics", "measure")(
+        described.number,
+        _at(described.formats),
+        _at(described.forms),
+        _at(described.matrices),
+        _at(described.scales),
+        columns,
+        elements.start,
+        elements.stop,
+        sums.address,
+        *scratch.addresses,
+        _at(deltas),
+    )
 
 
 def _fuse_exact(fuse: Loop, formats: array[int], addresses: int, out: int, begin: int, end: int, counters: int) -> None:
@@ -262,23 +337,27 @@ class _Described(NamedTuple):
     """Operands as `paramdelta.engine.loops.scaled` wants them: how many, and arrays that describe them."""
 
     number: int
-    arrays: tuple[array[int] | array[float], ...]
+    formats: array[int]
+    forms: array[int]
+    matrices: array[int]
+    scales: array[int]
 
     @classmethod
-    def of(cls, operands: Sequence[Operand], out_dtype: str, alphas: tuple[float, ...], places: Places) -> _Described:
-        arrays = (
+    def of(cls, operands: Sequence[Operand], out_dtype: str, places: Places) -> _Described:
+        """Describe operands, scales or not, and the output."""
+        return cls(
+            len(operands),
             _formats((*(operand.dtype for operand in operands), out_dtype)),
-            _forms(tuple(operand.scale for operand in operands)),
-            array("d", alphas),
+            _forms([operand.scale for operand in operands]),
             array("q", places.matrices),
             array("q", places.scales),
         )
-        return cls(len(operands), arrays)
 
-    @property
-    def addresses(self) -> tuple[int, ...]:
-        """How many operands, and where each array begins."""
-        return (self.number, *map(_at, self.arrays))
+    @classmethod
+    def plain(cls, dtypes: tuple[str, ...], addresses: array[int]) -> _Described:
+        """Describe operands without scales."""
+        number = len(dtypes)
+        return cls(number, _formats(dtypes), _forms((None,) * number), addresses, array("q", bytes(8 * number)))
 
 
 @lru_cache(maxsize=64)
@@ -286,7 +365,7 @@ def _formats(dtypes: tuple[str, ...]) -> array[int]:
     return array("q", (number for dtype in dtypes for number in _FORMATS[dtype]))
 
 
-def _forms(scales: tuple[Scale | None, ...]) -> array[int]:
+def _forms(scales: Sequence[Scale | None]) -> array[int]:
     """Return the rows that `paramdelta.engine.loops.scaled` wants; a matrix without scales has a form of zeros."""
     rows = array("q")
     for scale in scales:

@@ -29,7 +29,7 @@ CACHE_VARIABLE: Final = "PARAMDELTA_CACHE_DIR"
 """Environment variable: where machine code is kept instead of the user's cache directory."""
 
 _SOURCES: Final = Path(__file__).with_name("loops")
-_MODULES: Final = ("bits", "arithmetic", "shortcuts", "scaled")
+_MODULES: Final = ("bits", "arithmetic", "shortcuts", "scaled", "statistics")
 _DIGEST_BYTES: Final = 32
 _PROCESSOR: Final = Path("/proc/cpuinfo")
 _DECIDES: Final = frozenset({b"vendor_id", b"cpu family", b"model", b"stepping", b"flags"})

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from paramdelta.engine.budget import Budget
+    from paramdelta.engine.sums import Sums
     from paramdelta.engine.target import Target
     from paramdelta.planning.plan import Plan
 
@@ -139,6 +140,7 @@ class _Completion:
         self._ended_files = last_uses(plan)
         self._complete_up_to = 0
         self._nonfinite: dict[int, NonFinite] = {}
+        self._sums: dict[int, Sums] = {}
         self.finished = list(done)
         resumed = sum(sizes) - sum(self._missing)
         self.progress = Progress(resumed, sum(sizes), len(done), len(sizes), resumed)
@@ -148,6 +150,11 @@ class _Completion:
         window = written.window
         for place, counts in written.nonfinite.items():
             self._nonfinite[place] = self._nonfinite.get(place, NonFinite(0, 0)).plus(counts)
+        for place, sums in written.sums.items():
+            if place in self._sums:
+                self._sums[place].add(sums)
+            else:
+                self._sums[place] = sums
         size = window.end - window.begin
         self._missing[window.shard] -= size
         shards_done = self.progress.shards_done
@@ -175,6 +182,7 @@ class _Completion:
             self._feed.digesters.pop(number).result(),
             {operations[place].name: self._nonfinite.pop(place) for place in places if place in self._nonfinite},
             tuple(self._sum_bands(place) for place in places if operations[place].blocks is not None),
+            {operations[place].name: self._sums.pop(place).measured for place in places if place in self._sums},
         )
 
     def _sum_bands(self, place: int) -> Requantised:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from paramdelta.engine.digests import Digest
+    from paramdelta.engine.sums import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,14 @@ class FinishedShard:
         number: its place in the plan.
         nonfinite: new infinities and NaNs, by tensor.
         requantised: what tensors lost as block-scaled FP8.
+        measured: what the deltas come to, by tensor; those without deltas are not there.
     """
 
     number: int
     digest: Digest
     nonfinite: dict[str, NonFinite]
     requantised: tuple[Requantised, ...]
+    measured: dict[str, Measured]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,11 @@ class Outcome:
     def nonfinite(self) -> dict[str, NonFinite]:
         """New infinities and NaNs, by tensor."""
         return {name: found for shard in self.shards for name, found in shard.nonfinite.items()}
+
+    @property
+    def measured(self) -> dict[str, Measured]:
+        """What the deltas come to, by tensor."""
+        return {name: found for shard in self.shards for name, found in shard.measured.items()}
 
     @property
     def requantised(self) -> tuple[Requantised, ...]:

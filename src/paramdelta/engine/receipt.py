@@ -33,7 +33,7 @@ SEAL: Final = "sha256"
 """The last field of a receipt: SHA-256 of all its bytes, with zeros in the place of these 64 digits."""
 
 # 16 digits for each 4 MiB of shards: 5.6 MB for a 671B model in bf16. New infinities in all of its 90,000 tensors would
-# take 12 MB more.
+# take 12 MB more, and statistics of its deltas 22 MB.
 MOST_BYTES: Final = 64 << 20
 _ZEROS: Final = b"0" * 64
 _BEFORE_SEAL: Final = f'"{SEAL}": "'.encode()
@@ -60,13 +60,18 @@ _FIELDS_BEFORE_SEALS: Final = frozenset(
 
 
 def compose_receipt(
-    plan: Plan, outcome: Outcome, documents: Mapping[str, bytes], sidecar_digests: Mapping[str, str]
+    plan: Plan,
+    outcome: Outcome,
+    documents: Mapping[str, bytes],
+    sidecar_digests: Mapping[str, str],
+    statistics: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what a finished output says of how it was made; inputs by name, without the user's paths.
 
     Args:
         documents: content of recipe and model card.
         sidecar_digests: SHA-256 of each sidecar, in hex.
+        statistics: of the deltas, in all tensors together (``total``) and in each (``tensors``).
     """
     index = {} if plan.layout.index is None else {INDEX_FILE: plan.layout.index}
     small = {car.name: (car.size, sidecar_digests[car.name]) for car in plan.sidecars}
@@ -91,6 +96,7 @@ def compose_receipt(
         "region_bytes": REGION,
         "nonfinite": counts_of(outcome),
         "requantised": losses_of(outcome),
+        "statistics": statistics,
     }
 
 
@@ -172,6 +178,13 @@ def nonfinite_of(receipt: dict[str, Any] | None) -> dict[str, dict[str, int]]:
     """Return the new infinities and NaNs that a receipt tells of, by tensor."""
     counts = {} if receipt is None else receipt.get("nonfinite")
     return counts if isinstance(counts, dict) else {}
+
+
+def deltas_of(receipt: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return what a receipt says of each delta in all tensors together; nothing where it is of an older version."""
+    statistics = {} if receipt is None else receipt.get("statistics")
+    total = statistics.get("total") if isinstance(statistics, dict) else None
+    return total if isinstance(total, list) else []
 
 
 def is_complete(path: Path, plan: Plan) -> bool:

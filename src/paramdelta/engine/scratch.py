@@ -14,6 +14,14 @@ ROWS: Final = 6
 
 _Rows: Final = ctypes.c_uint64 * (ROWS * BLOCK)
 
+STATISTICS: Final = 9
+"""Numbers (f64) that sum up a delta d = post - base beside the shift v = new base - base of its base: the sums of d²,
+v² and dv, what those sums have lost by rounding, the largest |d|, and how many elements have changed (d is not 0) and
+how many are left out, since they are not finite."""
+
+PAIR: Final = 2
+"""Numbers that sum up a pair of deltas: the sum of their products, and what it has lost by rounding."""
+
 
 class Scratch:
     """Rows of codes (u64) and of values (f64), each of shape (ROWS, BLOCK), and their addresses."""

@@ -11,6 +11,7 @@ from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.engine import kernels
 from paramdelta.engine.kernels import Places
 from paramdelta.engine.progress import NonFinite
+from paramdelta.engine.sums import Sums
 from paramdelta.engine.windows import Batch, Segment, Step, Window, batches, carried, scale_rows, segments
 from paramdelta.storage.pages import Buffer
 from paramdelta.storage.platform import ALIGNMENT
@@ -23,16 +24,17 @@ if TYPE_CHECKING:
     from paramdelta.engine.feed import Feed
     from paramdelta.engine.inputs import Inputs
     from paramdelta.planning.layout import OutputShard
-    from paramdelta.planning.parts import Operand
+    from paramdelta.planning.parts import Operand, Part
     from paramdelta.planning.plan import Plan
     from paramdelta.storage.source import Loan
 
 
 class Written(NamedTuple):
-    """A window that is written, and how many infinities and NaNs are new in it, by operation."""
+    """A window that is written; by operation, its new infinities and NaNs, and what the deltas in it come to."""
 
     window: Window
     nonfinite: dict[int, NonFinite]
+    sums: dict[int, Sums]
 
 
 Event = Written | BaseException | None  # or what ended a worker, or its quiet end
@@ -57,6 +59,7 @@ class Worker(threading.Thread):
         self._counters = array("q", (0, 0))
         self._uncounted = array("q", (0, 0))
         self._nonfinite: dict[int, NonFinite] = {}
+        self._sums: dict[int, Sums] = {}
 
     def run(self) -> None:
         """Work until there are no windows left."""
@@ -69,8 +72,8 @@ class Worker(threading.Thread):
                 self._feed.digesters[window.shard].add(window.begin, self._output.view[ALIGNMENT : ALIGNMENT + size])
                 whole_blocks = -(-size // ALIGNMENT) * ALIGNMENT
                 sink.write(window.begin, self._output.view[ALIGNMENT : ALIGNMENT + whole_blocks])
-                self._events.put(Written(window, self._nonfinite))
-                self._nonfinite = {}
+                self._events.put(Written(window, self._nonfinite, self._sums))
+                self._nonfinite, self._sums = {}, {}
         except BaseException as error:  # whatever it is, the calling thread raises it
             self._events.put(error)
         else:
@@ -135,11 +138,20 @@ class Worker(threading.Thread):
                 operation.dtype,
                 segment.elements,
                 self._counters if segment.counted else self._uncounted,
+                self._sums_for(segment, part),
             )
         if any(self._counters):
             before = self._nonfinite.get(segment.operation, NonFinite(0, 0))
             self._nonfinite[segment.operation] = before.plus(NonFinite(*self._counters))
             self._counters[0] = self._counters[1] = 0
+
+    def _sums_for(self, segment: Segment, part: Part) -> Sums:
+        """Return what to add a segment's deltas to; nobody looks at those that another window counts."""
+        if not segment.counted or not part.alphas:
+            return Sums(len(part.alphas))
+        if segment.operation not in self._sums:
+            self._sums[segment.operation] = Sums(len(part.alphas))
+        return self._sums[segment.operation]
 
     def _compute_scaled(self, step: Step, loans: list[Loan], output: int) -> None:
         segment = step.segment
@@ -150,14 +162,24 @@ class Worker(threading.Thread):
         if operation.blocks is None:
             elements = range(segment.first, segment.first + segment.elements)
             counters = self._counters if segment.counted else self._uncounted
+            sums = self._sums_for(segment, part)
             kernels.fuse_scaled(
-                part.operands, part.alphas, places, columns, elements, output, operation.dtype, counters
+                part.operands, part.alphas, places, columns, elements, output, operation.dtype, counters, sums
             )
             return
         rows = range(segment.first // columns, (segment.first + segment.elements) // columns)
         scale_dtype = self._plan.operations[segment.operation + 1].dtype
         band = kernels.requantise(
-            part.operands, part.alphas, places, columns, rows, output, operation.blocks, scale_dtype, self._counters
+            part.operands,
+            part.alphas,
+            places,
+            columns,
+            rows,
+            output,
+            operation.blocks,
+            scale_dtype,
+            self._counters,
+            self._sums_for(segment, part),
         )
         self._feed.bands.put((segment.operation, rows.start // operation.blocks.rows), band)
 

@@ -8,7 +8,7 @@ block of another format with an error, or of any with an infinity or a NaN, is l
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,10 +23,17 @@ from paramdelta.engine.loops.bits import (
     load32,
     load64,
     part,
+    put,
+    reduction,
     store16,
     store32,
 )
+from paramdelta.engine.loops.statistics import add_block, dots, largest_of
 from paramdelta.engine.scratch import BLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 U16, U32, U64 = np.uint16, np.uint32, np.uint64
 """numba computes in 64 bits unless told otherwise after each operation, and lanes are what makes these loops fast."""
@@ -34,6 +41,9 @@ U16, U32, U64 = np.uint16, np.uint32, np.uint64
 _PLUS_0: Any = np.float32(0.0)
 _1, _MAGNITUDE_16 = U16(1), U16(0x7FFF)
 _FAR_FROM_INFINITY = 250
+
+RUN = 4 * BLOCK
+"""Elements whose deltas are added up together: enough to hide what the end of a sum costs."""
 _SIGN, _MAGNITUDE, _INFINITY = U32(0x8000_0000), U32(0x7FFF_FFFF), U32(0x7F80_0000)
 
 
@@ -168,41 +178,118 @@ def try_f32(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) 
     return bool(top < _INFINITY and errors << U64(1) == U64(0))
 
 
+@part
+def spread_bf16(new: np.int64, post: np.int64, base: np.int64, size: int, at: int) -> tuple[float, int]:
+    """Write deltas, and shifts, that f32 holds; return the largest delta, and how many elements have changed."""
+    shifts = at + 4 * RUN
+    greatest = same = U32(0)
+    for i in range(size):
+        b = widen_bf16(load16(base, i))
+        delta = bits32(widen_bf16(load16(post, i)) - b)
+        magnitude = U32(delta & _MAGNITUDE)
+        greatest = max(greatest, magnitude)
+        same = U32(same + U32(magnitude == U32(0)))
+        store32(at, i, delta)
+        store32(shifts, i, bits32(widen_bf16(load16(new, i)) - b))
+    return float(np.float64(float32(greatest))), size - int(same)
+
+
+@reduction
+def dots_f32(at: int, size: int) -> tuple[float, float, float]:
+    """Return the sums of squares and of products of deltas and shifts."""
+    shifts = at + 4 * RUN
+    squares = shift_squares = products = 0.0
+    for i in range(size):
+        d, v = np.float64(float32(load32(at, i))), np.float64(float32(load32(shifts, i)))
+        squares += d * d
+        shift_squares += v * v
+        products += d * v
+    return squares, shift_squares, products
+
+
+def _in_f64(read: Any, widen: Any) -> Callable[..., None]:
+    """Return what adds up the deltas of a block of finite elements, in f64: f32 would not hold the differences."""
+
+    @part
+    def add_wide(sums: int, new: np.int64, post: np.int64, base: np.int64, size: int, at: int) -> None:
+        shifts = at + 8 * BLOCK
+        for i in range(size):
+            b = np.float64(widen(read(base, i)))
+            put(at, i, np.float64(widen(read(post, i))) - b)
+            put(shifts, i, np.float64(widen(read(new, i))) - b)
+        add_block(sums, dots(at, shifts, size), largest_of(at, size))
+
+    return add_wide
+
+
+add_wide_bf16 = _in_f64(load16, widen_bf16)
+add_wide_f16 = _in_f64(load16, widen_f16)
+add_wide_f32 = _in_f64(load32, float32)
+
+
+@part
+def add_plain_bf16(sums: int, new: np.int64, post: np.int64, base: np.int64, begin: int, end: int, at: int) -> None:
+    """Add up deltas of blocks that `plain_bf16` has summed: at most `RUN` elements."""
+    if begin < end:
+        offset, size = 2 * begin, end - begin
+        fetch_ahead(post + offset, 2 * size)
+        extent = spread_bf16(new + offset, post + offset, base + offset, size, at)
+        fetch_ahead(base + offset, 2 * size)
+        add_block(sums, dots_f32(at, size), extent)
+
+
 @entry
-def skim_bf16(addresses: int, out: int, begin: int, end: int) -> int:
-    """Fuse BF16 from element ``begin`` on; return the first that was not decided, or ``end``."""
+def skim_bf16(addresses: int, out: int, begin: int, end: int, sums_at: int, spread_at: int) -> int:
+    """Fuse BF16 from element ``begin`` on; return the first that was not decided, or ``end``.
+
+    Args:
+        addresses: of the three addresses of new, post and base.
+        sums_at: of numbers (`STATISTICS`) to which is added what the delta comes to in all elements before that.
+        spread_at: of scratch values, shape (ROWS, BLOCK).
+    """
     new, post, base = np.int64(load64(addresses, 0)), np.int64(load64(addresses, 1)), np.int64(load64(addresses, 2))
+    added = begin  # up to where deltas are added up
     for start in range(begin, end, BLOCK):
         size, at = min(BLOCK, end - start), 2 * start
-        fetch_ahead(new + at, post + at, base + at, 2 * BLOCK)
-        if not (
-            plain_bf16(new + at, post + at, base + at, out + at, size)
-            or try_bf16(new + at, post + at, base + at, out + at, size)
-            or retry_bf16(new + at, post + at, base + at, out + at, size)
-        ):
+        n, p, b = new + at, post + at, base + at
+        fetch_ahead(n, 2 * BLOCK)
+        if plain_bf16(n, p, b, out + at, size):
+            if start + size - added == RUN:
+                add_plain_bf16(sums_at, new, post, base, added, start + size, spread_at)
+                added = start + size
+            continue
+        add_plain_bf16(sums_at, new, post, base, added, start, spread_at)
+        if not (try_bf16(n, p, b, out + at, size) or retry_bf16(n, p, b, out + at, size)):
             return start
+        add_wide_bf16(sums_at, n, p, b, size, spread_at)
+        added = start + size
+    add_plain_bf16(sums_at, new, post, base, added, end, spread_at)
     return end
 
 
 @entry
-def skim_f16(addresses: int, out: int, begin: int, end: int) -> int:
-    """Fuse F16 from element ``begin`` on; return the first that was not decided, or ``end``."""
+def skim_f16(addresses: int, out: int, begin: int, end: int, sums_at: int, spread_at: int) -> int:
+    """Fuse F16 as `skim_bf16` does BF16."""
     new, post, base = np.int64(load64(addresses, 0)), np.int64(load64(addresses, 1)), np.int64(load64(addresses, 2))
     for start in range(begin, end, BLOCK):
         size, at = min(BLOCK, end - start), 2 * start
-        fetch_ahead(new + at, post + at, base + at, 2 * BLOCK)
-        if not try_f16(new + at, post + at, base + at, out + at, size):
+        n, p, b = new + at, post + at, base + at
+        fetch_ahead(n, 2 * BLOCK)
+        if not try_f16(n, p, b, out + at, size):
             return start
+        add_wide_f16(sums_at, n, p, b, size, spread_at)
     return end
 
 
 @entry
-def skim_f32(addresses: int, out: int, begin: int, end: int) -> int:
-    """Fuse F32 from element ``begin`` on; return the first that was not decided, or ``end``."""
+def skim_f32(addresses: int, out: int, begin: int, end: int, sums_at: int, spread_at: int) -> int:
+    """Fuse F32 as `skim_bf16` does BF16."""
     new, post, base = np.int64(load64(addresses, 0)), np.int64(load64(addresses, 1)), np.int64(load64(addresses, 2))
     for start in range(begin, end, BLOCK):
         size, at = min(BLOCK, end - start), 4 * start
-        fetch_ahead(new + at, post + at, base + at, 4 * BLOCK)
-        if not try_f32(new + at, post + at, base + at, out + at, size):
+        n, p, b = new + at, post + at, base + at
+        fetch_ahead(n, 4 * BLOCK)
+        if not try_f32(n, p, b, out + at, size):
             return start
+        add_wide_f32(sums_at, n, p, b, size, spread_at)
     return end

@@ -1,0 +1,85 @@
+"""What deltas come to, added up as windows go by: the numbers of which norms and angles are made."""
+
+from __future__ import annotations
+
+from array import array
+from typing import NamedTuple
+
+from paramdelta.engine.scratch import PAIR, STATISTICS
+
+
+class DeltaSums(NamedTuple):
+    """Sums over elements of a tensor, of d = post - base and v = new base - base, in f64.
+
+    Attributes:
+        squares: the sum of d².
+        shift_squares: the sum of v².
+        products: the sum of dv.
+        largest: the largest |d|.
+        changed: elements where d is not 0.
+        left_out: elements where d or v is not finite; they are in none of the others.
+    """
+
+    squares: float
+    shift_squares: float
+    products: float
+    largest: float
+    changed: int
+    left_out: int
+
+
+class Measured(NamedTuple):
+    """What the deltas of one tensor come to.
+
+    Attributes:
+        deltas: each.
+        products: sums of products of the elements of deltas 1 and 0, 2 and 0, 2 and 1, 3 and 0, …; where one of the two
+            is left out, its element counts as 0.
+    """
+
+    deltas: tuple[DeltaSums, ...]
+    products: tuple[float, ...]
+
+
+class Sums:
+    """Numbers for one tensor, in memory that loops add to: see `STATISTICS` and `PAIR`."""
+
+    def __init__(self, deltas: int) -> None:
+        self._deltas = deltas
+        self._numbers = array("d", bytes(8 * (deltas * STATISTICS + deltas * (deltas - 1) // 2 * PAIR)))
+
+    @property
+    def address(self) -> int:
+        """Where the numbers are."""
+        return self._numbers.buffer_info()[0]
+
+    def add(self, other: Sums) -> None:
+        """Add those of other elements of the same tensor."""
+        mine, more = self._numbers, other._numbers
+        for at in range(0, self._deltas * STATISTICS, STATISTICS):
+            for place in range(at, at + 3):
+                _add_up(mine, place, place + 3, more[place], more[place + 3])
+            mine[at + 6] = max(mine[at + 6], more[at + 6])
+            mine[at + 7] += more[at + 7]
+            mine[at + 8] += more[at + 8]
+        for place in range(self._deltas * STATISTICS, len(mine), PAIR):
+            _add_up(mine, place, place + 1, more[place], more[place + 1])
+
+    @property
+    def measured(self) -> Measured:
+        """What they say."""
+        end = self._deltas * STATISTICS
+        rows = (self._numbers[at : at + STATISTICS] for at in range(0, end, STATISTICS))
+        return Measured(
+            tuple(DeltaSums(r[0] + r[3], r[1] + r[4], r[2] + r[5], r[6], int(r[7]), int(r[8])) for r in rows),
+            tuple(sum(self._numbers[at : at + PAIR]) for at in range(end, len(self._numbers), PAIR)),
+        )
+
+
+def _add_up(numbers: array[float], place: int, lost: int, more: float, more_lost: float) -> None:
+    """Add to a sum, and what that loses to another (TwoSum; Knuth)."""
+    a = numbers[place]
+    s = a + more
+    t = s - a
+    numbers[place] = s
+    numbers[lost] += (a - (s - t)) + (more - t) + more_lost

@@ -1,0 +1,1 @@
+"""What the numbers that runs add up mean."""

@@ -1,0 +1,81 @@
+"""Norms of deltas, and the angles between them and what the base has become: from sums to numbers that people read."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from paramdelta.engine.sums import DeltaSums
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from paramdelta.engine.sums import Measured
+    from paramdelta.planning.plan import Plan
+
+
+def describe(sums: DeltaSums, elements: int) -> dict[str, Any]:
+    """Return what one delta comes to in ``elements`` elements, as plain data.
+
+    ``delta_norm`` is ‖post - base‖, ``base_shift_norm`` ‖new base - base‖, ``cosine`` that of the angle between the two
+    (None where either is zero), ``max_abs_delta`` the largest change; ``changed`` counts elements where post
+    is not base, ``left_out`` those that are not finite in one of the three and so in none of the numbers. What f64 does
+    not hold is None.
+    """
+    norm, shift = math.sqrt(sums.squares), math.sqrt(sums.shift_squares)
+    size = norm * shift
+    return {
+        "delta_norm": _finite(norm),
+        "base_shift_norm": _finite(shift),
+        "cosine": max(-1.0, min(1.0, sums.products / size)) if 0.0 < size < math.inf else None,
+        "max_abs_delta": sums.largest,
+        "changed": sums.changed,
+        "changed_share": sums.changed / elements if elements else 0.0,
+        "left_out": sums.left_out,
+    }
+
+
+def total(tensors: Iterable[DeltaSums]) -> DeltaSums:
+    """Return what a delta comes to in several tensors together, as one vector."""
+    rows = tuple(tensors)
+    return DeltaSums(
+        _sum(row.squares for row in rows),
+        _sum(row.shift_squares for row in rows),
+        _sum(row.products for row in rows),
+        max((row.largest for row in rows), default=0.0),
+        sum(row.changed for row in rows),
+        sum(row.left_out for row in rows),
+    )
+
+
+def describe_all(plan: Plan, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """Return what each delta comes to, in each tensor and in all of them together, as plain data.
+
+    Args:
+        measured: by tensor; those without deltas are not there.
+    """
+    elements = {
+        operation.name: sum(part.elements for part in operation.parts if part.alphas)
+        for operation in plan.operations
+        if operation.name in measured
+    }
+    deltas = max((len(found.deltas) for found in measured.values()), default=0)
+    count = sum(elements[name] for name in measured)
+    return {
+        "total": [describe(total(found.deltas[k] for found in measured.values()), count) for k in range(deltas)],
+        "tensors": {
+            name: [describe(sums, elements[name]) for sums in found.deltas] for name, found in measured.items()
+        },
+    }
+
+
+def _sum(numbers: Iterable[float]) -> float:
+    """Return the sum, rounded once; NaN where f64 does not hold it or a number."""
+    try:
+        return math.fsum(numbers)
+    except (OverflowError, ValueError):
+        return math.nan
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
