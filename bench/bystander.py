@@ -28,12 +28,18 @@ class Bystander:
         warm([self.path, self.path])
 
     def share(self) -> float:
-        """Return which share of it, from 0 to 1, is in the page cache; every page is asked for."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            return resident_share(descriptor, self.size, samples=-(-self.size // (RUN_PAGES * PAGE)))
-        finally:
-            os.close(descriptor)
+        """Return which share of it, from 0 to 1, is in the page cache."""
+        return cached_share(self.path)
+
+
+def cached_share(path: Path) -> float:
+    """Return which share of a file, from 0 to 1, is in the page cache; every page is asked for."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        return resident_share(descriptor, size, samples=-(-size // (RUN_PAGES * PAGE)))
+    finally:
+        os.close(descriptor)
 
 
 def make_bystander(path: Path, size: int = SIZE) -> Bystander:
