@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint types docs real exact faults fuzz bench curves bench-check scale length squeeze lowest clean
+.PHONY: help demo test lint types docs real exact faults fuzz bench curves bench-check scale length squeeze backends batch evict lowest clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -52,6 +52,15 @@ length: $(VENV)/.dev  ## RAM over the full length of 70B, from sparse files; wri
 
 squeeze: $(VENV)/.dev .venv-peers/.made  ## a merge in a control group of 300 MB, as root; writes bench/SQUEEZE.md
 	$(BIN)/python -m bench.squeeze
+
+backends: $(VENV)/.dev  ## is --io auto the best backend wherever inputs lie? as root; writes bench/BACKENDS.md
+	$(BIN)/python -m bench.backends
+
+batch: $(VENV)/.dev  ## twenty small merges in one process, in twenty, and the disk alone; writes bench/BATCH.md
+	$(BIN)/python -m bench.batch
+
+evict: $(VENV)/.dev  ## what a merge leaves of others' page cache where memory is nearly full, as root; writes bench/EVICT.md
+	$(BIN)/python -m bench.evict
 
 scale: $(VENV)/.dev  ## plan 70B and 671B from headers alone; writes bench/SCALE.md
 	$(BIN)/python -m bench.scale
