@@ -48,7 +48,8 @@ whole processes, synced, medians over {rounds} interleaved round(s); triple `{mo
 
 **Cached** is the share of post, base and new base that the page cache held when the command started, as the system
 tells. **Best** is the backend with the lowest median; **auto / best** is the median of the ratios within a round, with
-their range: 1 means that `auto` was as fast, less that it was faster than any single backend.
+their range: 1 means that `auto` was as fast, less that it was faster than any single backend. Where `auto` used nothing
+but the best one, both are the same program: such a ratio shows how noisy the machine was.
 """
 
 
