@@ -70,7 +70,7 @@ def run_here(root: Path) -> dict[str, object]:
     """Merge the three below a directory into nothing; return what that cost, and RSS along the way."""
     started = time.perf_counter()
     plan = make_plan(Recipe.of(*(root / role for role in ROLES)))
-    budget = api._budget(plan, None, None)
+    budget = api._budget(plan, None, None, "auto")
     process, along = psutil.Process(), list[int]()
 
     def look(progress: Progress) -> None:

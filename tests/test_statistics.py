@@ -106,7 +106,7 @@ def test_every_way_to_do_the_work_finds_the_same(
 
 @pytest.mark.parametrize("window", [61_440, 249_856, 1 << 20])
 def test_windows_do_not_matter(root: Path, tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paramdelta.engine.budget.LARGEST_WINDOW", window)
+    monkeypatch.setattr("paramdelta.api.largest_window", lambda *_: window)
     result = paramdelta.merge(*triple(root), tmp_path / "out")
     assert result.window_bytes == window
     assert_right(tmp_path / "out")

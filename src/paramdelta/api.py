@@ -13,7 +13,7 @@ import psutil
 
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.engine import budget as budgets
-from paramdelta.engine.inputs import require_backend
+from paramdelta.engine.inputs import largest_window, require_backend
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.receipt import compose_receipt, is_complete, losses_of
@@ -202,7 +202,7 @@ def merge_recipe(
     try:
         with directory:
             _stop_if(cancelled)
-            budget = _budget(made, most, workers, cancelled)
+            budget = _budget(made, most, workers, io, cancelled)
             _stop_if(cancelled)
             require_backend(made.files, io)
             directory.begin()
@@ -307,7 +307,8 @@ def _compute_again(
     made = make_plan(read_recipes(path / "recipe.yaml")[0].recipe)
     again.require_same_layout(made, path)
     work = again.whole(made) if sample is None else again.sample(made, sample, time.time_ns())
-    failures = again.recompute(work, path, _budget(work.plan, memory, workers, cancelled), io, on_progress, cancelled)
+    budget = _budget(work.plan, memory, workers, io, cancelled)
+    failures = again.recompute(work, path, budget, io, on_progress, cancelled)
     return failures, sum(len(shard.begins) for shard in work.plan.shards)
 
 
@@ -322,7 +323,8 @@ def estimate_memory(plan: Plan) -> int:
     """Return the bytes of RAM that a merge holds by default on this machine."""
     kernels = 32_000_000  # interpreter and machine code, as measured
     used = kernels + _manifest_bytes(plan)
-    return budgets.decide(None, None, budgets.Shape.of(plan.operations), used, used).memory
+    shape, largest = budgets.Shape.of(plan.operations), largest_window(plan, "auto")
+    return budgets.decide(None, None, shape, used, used, largest).memory
 
 
 def _stop_if(cancelled: threading.Event | None) -> None:
@@ -335,7 +337,7 @@ def _manifest_bytes(plan: Plan) -> int:
 
 
 def _budget(
-    plan: Plan, memory: int | None, workers: int | None, cancelled: threading.Event | None = None
+    plan: Plan, memory: int | None, workers: int | None, io: str, cancelled: threading.Event | None = None
 ) -> budgets.Budget:
     """Return the budget, once everything is in memory whose size is not ours to choose. Raises CancelledError, too."""
     from paramdelta.engine import kernels
@@ -352,7 +354,8 @@ def _budget(
         _stop_if(cancelled)
         prepare()
     used = psutil.Process().memory_info().rss
-    return budgets.decide(memory, workers, budgets.Shape.of(plan.operations), used, process.peak_rss())
+    shape, largest = budgets.Shape.of(plan.operations), largest_window(plan, io)
+    return budgets.decide(memory, workers, shape, used, process.peak_rss(), largest)
 
 
 def _documents(plan: Plan, path: Path, losses: dict[str, Any] | None) -> dict[str, bytes]:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from paramdelta.engine.inputs import Inputs, check_identity, files_of, last_uses
+from paramdelta.engine.budget import DEVICE_WINDOW, LARGEST_WINDOW
+from paramdelta.engine.inputs import Inputs, check_identity, files_of, largest_window, last_uses
 from paramdelta.errors import InputChangedError
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe
+from paramdelta.storage import platform
 from paramdelta.storage.pages import Buffer
 from paramdelta.storage.source import Source, open_source
-from tests.make import normal, write_checkpoint
+from tests.make import normal, skip_without_direct_io, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -179,3 +181,28 @@ def test_files_of_a_shard_are_those_of_its_operations(tmp_path: Path) -> None:
     names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     assert first == {f"new/{names[0]}", f"post/{names[0]}", "base/model.safetensors"}
     assert second == {f"new/{names[1]}", f"post/{names[0]}", f"post/{names[1]}", "base/model.safetensors"}
+
+
+# -- windows -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("io", "spinning", "expected"),
+    [
+        ("mmap", False, LARGEST_WINDOW),
+        ("pread", False, DEVICE_WINDOW),
+        ("pread", True, LARGEST_WINDOW),
+        ("direct", False, DEVICE_WINDOW),
+    ],
+)
+def test_windows_are_small_where_a_device_without_moving_parts_is_read(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, io: str, spinning: bool, expected: int
+) -> None:
+    skip_without_direct_io(io, tmp_path)
+    monkeypatch.setattr(platform, "spins", lambda _: spinning)
+    assert largest_window(plan, io) == expected
+
+
+def test_windows_of_inputs_that_cannot_be_opened_are_nobodys_concern_yet(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "post" / "model.safetensors").unlink()
+    assert largest_window(plan, "pread") in {DEVICE_WINDOW, LARGEST_WINDOW}

@@ -384,3 +384,37 @@ def test_no_quota_is_seen_where_the_system_has_no_such_call(descriptor: int, mon
 def test_the_real_system_is_asked_without_harm(descriptor: int) -> None:
     left = platform.quota_left(descriptor)
     assert left is None or left >= 0
+
+
+# -- what a disk is ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "major"), reason="devices have no numbers here")
+@pytest.mark.parametrize(
+    ("home", "rotational", "expected"),
+    [
+        ("devices/pci0/ata1/host0/target0/block/sda", "1", True),
+        ("devices/pci0/ata1/host0/target0/block/sda/sda1", "1", True),
+        ("devices/pci0/usb3/3-1/host6/block/sdb", "1", True),
+        ("devices/pci0/nvme/nvme0/nvme0n1", "0", False),
+        ("devices/pci0/virtio1/block/vda", "1", False),
+        ("devices/virtual/block/dm-0", "1", False),
+        ("devices/vbd-51712/block/xvda", "1", False),
+    ],
+)
+def test_disks_that_spin_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, rotational: str, expected: bool
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    device = file.stat().st_dev
+    place = tmp_path / home
+    place.mkdir(parents=True)
+    queue = (place.parent if place.name == "sda1" else place) / "queue"
+    queue.mkdir()
+    (queue / "rotational").write_text(f"{rotational}\n")
+    monkeypatch.setattr(platform, "_BLOCK_DEVICES", tmp_path)
+    assert not platform.spins(str(file)), "nothing is known of it"
+    (tmp_path / f"{os.major(device)}:{os.minor(device)}").symlink_to(place)
+    assert platform.spins(str(file)) is expected
+    assert not platform.spins(str(tmp_path / "nothing"))

@@ -25,6 +25,11 @@ DEFAULT_MEMORY: Final = 400_000_000
 LARGEST_WINDOW: Final = (8 << 20) - ALIGNMENT
 """Bytes. What lies at an odd place is read with a block more than its size: that shall be a power of two, not more."""
 
+DEVICE_WINDOW: Final = (2 << 20) - ALIGNMENT
+"""Bytes. The largest window where inputs come from a device without moving parts: the less memory it is told to fill,
+the more of that is still in the processor's caches, where it is then read and written. What is mapped costs something
+for every window instead, and so does every seek."""
+
 COMFORTABLE_WINDOW: Final = (1 << 20) - ALIGNMENT
 FAST_WINDOW: Final = (2 << 20) - ALIGNMENT
 """Bytes. From here on larger windows gain little."""
@@ -116,7 +121,9 @@ class Budget:
         return cls(memory, workers, window_bytes, shape.arena(window_bytes))
 
 
-def decide(memory: int | None, workers: int | None, shape: Shape, used: int, peak: int) -> Budget:
+def decide(
+    memory: int | None, workers: int | None, shape: Shape, used: int, peak: int, largest: int = LARGEST_WINDOW
+) -> Budget:
     """Return the budget of a run.
 
     Args:
@@ -125,6 +132,7 @@ def decide(memory: int | None, workers: int | None, shape: Shape, used: int, pea
         shape: what the plan asks of a worker.
         used: bytes of RSS that the process holds already: interpreter, kernels, plan.
         peak: the most it has held so far.
+        largest: most bytes of a window, if no grain asks for more.
 
     Raises:
         BudgetError: the memory is too small; the message names the least that works.
@@ -144,7 +152,7 @@ def decide(memory: int | None, workers: int | None, shape: Shape, used: int, pea
     comfortable = max(COMFORTABLE_WINDOW, shape.least_window)
     while workers is None and chosen > 1 and chosen * shape.worker(comfortable) > free:
         chosen -= 1
-    window = max(LARGEST_WINDOW, shape.least_window)
+    window = max(largest, shape.least_window)
     while window > shape.least_window and chosen * shape.worker(window) > free:
         window = max((window + ALIGNMENT) // 2 - ALIGNMENT, shape.least_window)
     return Budget.of(memory, chosen, window, shape)

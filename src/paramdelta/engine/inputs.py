@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paramdelta.checkpoint.checkpoint import FileIdentity
-from paramdelta.errors import InputChangedError
+from paramdelta.engine.budget import DEVICE_WINDOW, LARGEST_WINDOW
+from paramdelta.errors import InputChangedError, ParamDeltaError
+from paramdelta.storage import platform
 from paramdelta.storage.source import Source, open_source
 
 if TYPE_CHECKING:
@@ -92,6 +95,18 @@ def require_backend(files: Sequence[InputFile], io: str) -> None:
         for file in files:
             check_identity(file)
             open_source(file.path, file.identity.size, io).close()
+
+
+def largest_window(plan: Plan, io: str) -> int:
+    """Return how large a window may be, as the first shard's inputs lie: in the page cache, or on which device."""
+    files = [plan.files[place] for place in sorted(files_of(plan, plan.shards[0]))] if plan.shards else []
+    for file in files:
+        with contextlib.suppress(ParamDeltaError):  # whoever reads it tells what is wrong
+            source = open_source(file.path, file.identity.size, io)
+            source.close()
+            if source.backend == "mmap" or platform.spins(file.path):
+                return LARGEST_WINDOW
+    return DEVICE_WINDOW
 
 
 def last_uses(plan: Plan) -> list[list[int]]:

@@ -11,10 +11,8 @@ import ctypes
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Any, Final
 
 ALIGNMENT: Final = 4096
 """Bytes. Direct I/O of every common device accepts offsets, lengths and addresses that are multiples of this."""
@@ -22,6 +20,10 @@ ALIGNMENT: Final = 4096
 _RWF_DONTCACHE: Final = 0x80  # Linux 6.14; not named in Python
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY})
 _MOST_PER_CALL: Final = 1 << 30  # Linux stops short of 2 GiB in one call anyway
+
+_BLOCK_DEVICES: Final = Path("/sys/dev/block")
+_VIRTUAL: Final = frozenset({"virtio", "virtual", "vbd", "xen"})
+"""Parts of the names in /sys of devices that have no moving parts of their own."""
 
 _O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)
 _O_CLOEXEC: Final[int] = getattr(os, "O_CLOEXEC", 0)
@@ -298,6 +300,21 @@ class _Quota(ctypes.Structure):
         ("grace_ends", ctypes.c_uint64 * 2),
         ("valid", ctypes.c_uint32),
     )
+
+
+def spins(path: str) -> bool:
+    """Return whether a file lies on a disk that is known to spin: Linux tells, but calls virtual disks so, too."""
+    try:
+        device = os.stat(path).st_dev  # noqa: PTH116
+        home = Path(os.path.realpath(_BLOCK_DEVICES / f"{os.major(device)}:{os.minor(device)}"))
+        queue = home / "queue" if (home / "queue").is_dir() else home.parent / "queue"  # a partition's is its disk's
+        return (queue / "rotational").read_text().strip() == "1" and not _VIRTUAL.intersection(_words(home))
+    except (OSError, AttributeError):
+        return False
+
+
+def _words(path: Path) -> set[str]:
+    return {part.rstrip("0123456789-") for part in path.parts}
 
 
 def quota_left(descriptor: int) -> int | None:
