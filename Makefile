@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint types docs real exact faults fuzz bench curves bench-check scale length squeeze backends batch evict lowest clean
+.PHONY: help demo test lint types docs real exact faults fuzz bench bench-3b curves bench-check scale length squeeze backends batch evict lowest clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 demo: $(VENV)/.core  ## make a small triple, merge it, check every element
 	$(BIN)/paramdelta demo
@@ -40,6 +40,9 @@ bench: $(VENV)/.dev .venv-peers/.made  ## Llama-3.2-1B shapes against peers and 
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.charts
 	$(BIN)/python -m bench.readme
+
+bench-3b: $(VENV)/.dev  ## the same against the device's floor alone, cold, with Llama-3.2-3B shapes; writes bench/RESULTS-3B.md
+	$(BIN)/python -m bench.run --model 3b --mode cold --only paramdelta --rounds 5 --out bench/RESULTS-3B.md
 
 curves: $(VENV)/.dev  ## workers, memory and a partly warm page cache against seconds; writes bench/CURVES.md
 	$(BIN)/python -m bench.curves

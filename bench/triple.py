@@ -89,6 +89,7 @@ class ModelShape:
 
 MODELS = {
     "1b": ModelShape(2048, 16, 32, 8, 64, 8192, 128256),  # Llama-3.2-1B: 146 tensors, 2,471,628,800 bytes
+    "3b": ModelShape(3072, 28, 24, 8, 128, 8192, 128256),  # Llama-3.2-3B: 254 tensors, 6,425,499,648 bytes
     "small": ModelShape(1024, 8, 16, 8, 64, 4096, 128256),  # 74 tensors, 514,361,344 bytes
     "mini": ModelShape(1024, 8, 16, 8, 64, 4096, 32000),  # 74 tensors, 317,229,056 bytes
     "tiny": ModelShape(512, 8, 8, 2, 64, 2048, 32000),
