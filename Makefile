@@ -42,7 +42,7 @@ bench: $(VENV)/.dev .venv-peers/.made  ## Llama-3.2-1B shapes against peers and 
 	$(BIN)/python -m bench.readme
 
 bench-3b: $(VENV)/.dev  ## the same against the device's floor alone, cold, with Llama-3.2-3B shapes; writes bench/RESULTS-3B.md
-	$(BIN)/python -m bench.run --model 3b --mode cold --only paramdelta --rounds 5 --out bench/RESULTS-3B.md
+	$(BIN)/python -m bench.run --model 3b --mode cold --only paramdelta --rounds 3 --out bench/RESULTS-3B.md
 
 curves: $(VENV)/.dev  ## workers, memory and a partly warm page cache against seconds; writes bench/CURVES.md
 	$(BIN)/python -m bench.curves
