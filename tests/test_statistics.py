@@ -13,6 +13,7 @@ import paramdelta
 from paramdelta.engine.sums import DeltaSums
 from paramdelta.errors import CancelledError
 from paramdelta.insight.norms import describe, total
+from paramdelta.planning.policies import Policies
 from paramdelta.planning.recipe import Delta, Recipe
 from tests.exact import values
 from tests.make import Tensors, encode, normal, skip_without_direct_io, write_checkpoint
@@ -152,3 +153,36 @@ def test_numbers_that_nothing_holds_are_none_and_never_nan() -> None:
     assert describe(total([]), 0)["changed_share"] == 0.0
     same = describe(DeltaSums(2.0, 8.0, 4.0 * (1 + 2**-52), 1.0, 1, 0), 1)
     assert same["cosine"] == 1.0, "rounding never leads beyond"
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+@pytest.mark.parametrize("window", [61_440, 1 << 20])
+def test_rows_that_a_post_lacks_are_in_no_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int, window: int
+) -> None:
+    monkeypatch.setattr("paramdelta.api.largest_window", lambda *_: window)
+    whole: dict[str, Any] = {}
+    for seed, role in enumerate(ROLES):
+        rows = 1_000 if role.startswith(("post", "base")) and role.endswith("2") == bool(lacking) else 1_200
+        whole[role] = normal((rows, 64), seed=seed)
+        write_checkpoint(
+            tmp_path / role,
+            {"model.embed_tokens.weight": whole[role], "w": normal((8, 8), seed=seed)},
+            config={"model_type": "llama", "vocab_size": rows, "hidden_size": 64, "tie_word_embeddings": True},
+        )
+    recipe = Recipe(
+        new_base=str(tmp_path / "new_base"),
+        deltas=tuple(
+            Delta(str(tmp_path / post), str(tmp_path / base), 0.5)
+            for post, base in (("post", "base"), ("post2", "base2"))
+        ),
+        policies=Policies(vocab="pad"),
+    )
+    paramdelta.merge_recipe(recipe, tmp_path / "out")
+    statistics = json.loads((tmp_path / "out" / "paramdelta.json").read_text())["statistics"]
+    found = statistics["tensors"]["model.embed_tokens.weight"]
+    arrays = [values(np.frombuffer(whole[role][2], "<u2"), "BF16")[: 1_000 * 64] for role in ROLES]
+    for delta, post, base in zip(found, arrays[1::2], arrays[2::2], strict=True):
+        assert delta["delta_norm"] == pytest.approx(float(np.linalg.norm(post - base)), rel=RELATIVE)
+        assert delta["changed_share"] == np.count_nonzero(post - base) / 64_000
+    assert paramdelta.verify(tmp_path / "out", recompute=True).ok

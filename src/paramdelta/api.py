@@ -320,11 +320,10 @@ def _require_settings(io: str, workers: int | None) -> None:
 
 
 def estimate_memory(plan: Plan) -> int:
-    """Return the bytes of RAM that a merge holds by default on this machine."""
+    """Return the bytes of RAM that a merge holds at most by default on this machine."""
     kernels = 32_000_000  # interpreter and machine code, as measured
     used = kernels + _manifest_bytes(plan)
-    shape, largest = budgets.Shape.of(plan.operations), largest_window(plan, "auto")
-    return budgets.decide(None, None, shape, used, used, largest).memory
+    return budgets.decide(None, None, budgets.Shape.of(plan.operations), used, used).memory
 
 
 def _stop_if(cancelled: threading.Event | None) -> None:

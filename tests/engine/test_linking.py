@@ -99,6 +99,7 @@ def test_every_loop_is_linked_without_llvm_and_does_what_llvm_makes_of_it(monkey
         ("shortcuts", "skim_f32"),
         ("scaled", "fuse_scaled"),
         ("scaled", "requantise"),
+        ("statistics", "measure"),
     ):
         assert isinstance(machine_code.loop(module, name)._owner, linking.Code)
     machine_code.loop.cache_clear()

@@ -131,7 +131,7 @@ def test_what_is_kept_is_named_after_all_that_it_depends_on(monkeypatch: pytest.
 
     before = key()
     assert key() == before
-    for name in ("bits", "arithmetic", "shortcuts", "scaled"):
+    for name in machine_code._MODULES:
         sources = tmp_path / name / "loops"
         shutil.copytree(machine_code._SOURCES, sources, ignore=shutil.ignore_patterns("__pycache__"))
         for beside in ("scratch.py", "compiling.py"):

@@ -166,6 +166,12 @@ def test_what_a_law_copies_counts_like_everything_else() -> None:
     assert measured([zeros, signs, zeros], ("BF16",) * 3, (1.0,), "BF16").deltas[0].changed == 0, "-0 is 0"
 
 
+def test_sums_of_another_number_of_deltas_are_refused() -> None:
+    """Compiled code would write beyond them."""
+    with pytest.raises(ValueError, match="sums of 1 deltas do not fit 2 coefficients"):
+        fuse([0] * 5, ("BF16",) * 5, (1.0, 1.0), 0, "BF16", 0, array("q", (0, 0)), Sums(1))
+
+
 def test_without_deltas_there_is_nothing_to_add_up() -> None:
     operand = exact.weights(("BF16",) * 3, "BF16", 100, rng(8))[0]
     assert measured([operand], ("BF16",), (), "F32") == Measured((), ())

@@ -417,4 +417,10 @@ def test_disks_that_spin_are_known(
     assert not platform.spins(str(file)), "nothing is known of it"
     (tmp_path / f"{os.major(device)}:{os.minor(device)}").symlink_to(place)
     assert platform.spins(str(file)) is expected
+    volume = tmp_path / "devices" / "virtual" / "block" / "dm-9"
+    (volume / "slaves").mkdir(parents=True)
+    (volume / "slaves" / "one").symlink_to(place)
+    (tmp_path / f"{os.major(device)}:{os.minor(device)}").unlink()
+    (tmp_path / f"{os.major(device)}:{os.minor(device)}").symlink_to(volume)
+    assert platform.spins(str(file)) is expected, "what lies on it is no better"
     assert not platform.spins(str(tmp_path / "nothing"))

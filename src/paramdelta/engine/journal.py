@@ -28,8 +28,8 @@ JOURNAL: Final = "journal.jsonl"
 FRESH_JOURNAL: Final = "journal.jsonl.new"
 
 # 16 digits for each 4 MiB of shards: 5.6 MB for a 671B model in bf16. What there may be to record of its 90,000 tensors
-# takes 22 MB more at most.
-_MOST_BYTES: Final = 64 << 20
+# takes 22 MB more at most with one delta, and 11 MB with each further one.
+_MOST_BYTES: Final = 512 << 20
 
 
 class Journal(NamedTuple):

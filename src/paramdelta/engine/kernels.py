@@ -103,6 +103,7 @@ def fuse(
     Raises:
         ValueError: a dtype is not in `MERGEABLE`, or the lengths do not fit each other.
     """
+    _require_sums(alphas, sums)
     places = array("q", addresses)
     _kernel(dtypes, alphas, out_dtype)(places, out_address, 0, count, _at(counters), sums)
 
@@ -129,6 +130,7 @@ def fuse_scaled(
         out_dtype: a dtype of `MERGEABLE`.
         counters: as in `fuse`, and ``sums`` too.
     """
+    _require_sums(alphas, sums)
     described, coefficients, scratch = _Described.of(operands, out_dtype, places), array("d", alphas), Scratch()
     loop("scaled", "fuse_scaled")(
         described.number,
@@ -167,6 +169,7 @@ def requantise(
         blocks: the form of the output.
         scale_dtype: F32 or BF16.
     """
+    _require_sums(alphas, sums)
     found = array("Q", bytes(8 * -(-columns // blocks.columns)))
     errors = array("d", (0.0, 0.0))
     width = DTYPES[scale_dtype].bits // 8
@@ -196,6 +199,12 @@ def requantise(
         _add_up(described, columns, range(rows.start * columns, rows.stop * columns), sums)
     scales = b"".join(code.to_bytes(width, "little") for code in found)
     return Band(scales, errors[0], errors[1])
+
+
+def _require_sums(alphas: tuple[float, ...], sums: Sums) -> None:
+    """Raise ValueError where compiled code would write beyond the sums."""
+    if sums.number != len(alphas):
+        raise ValueError(f"sums of {sums.number} deltas do not fit {len(alphas)} coefficients")
 
 
 def preparations(

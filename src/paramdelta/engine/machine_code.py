@@ -103,6 +103,7 @@ def _key() -> str:
     digest.update((_SOURCES.parent / "compiling.py").read_bytes())
     digest.update(_version_of("numba") + _version_of("llvmlite"))
     digest.update(f"{sys.platform} {platform.machine()} {sys.maxsize}".encode())
+    digest.update(os.environ.get("NUMBA_CPU_FEATURES", "").encode())
     digest.update(_processor())
     return digest.hexdigest()[:24]
 
@@ -120,11 +121,11 @@ def _processor() -> bytes:
     """Return what tells processors apart that could not run each other's code: as the system says, or as LLVM does."""
     try:
         with _PROCESSOR.open("rb", buffering=0) as file:
-            described = file.read(8192).partition(b"\n\n")[0]  # of the first one; to describe all can take long
+            described, end, _ = file.read(8192).partition(b"\n\n")  # the first one; to describe all can take long
     except OSError:
-        described = b""
+        described = end = b""
     found = [line for line in described.splitlines() if line.partition(b":")[0].strip() in _DECIDES]
-    if len(found) == len(_DECIDES):
+    if end and len(found) == len(_DECIDES):
         return b"\n".join(found)
     from paramdelta.engine import compiling
 

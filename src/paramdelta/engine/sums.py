@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from paramdelta.engine.scratch import PAIR, STATISTICS
+
+if TYPE_CHECKING:
+    from paramdelta.planning.parts import Part
+    from paramdelta.planning.plan import Plan
 
 
 class DeltaSums(NamedTuple):
@@ -28,6 +32,11 @@ class DeltaSums(NamedTuple):
     left_out: int
 
 
+def is_measured(plan: Plan, part: Part) -> bool:
+    """Return whether a part's deltas are added up: it has all of the recipe's. Rows that a post lacks do not."""
+    return 0 < len(part.alphas) == len(plan.recipe.deltas)
+
+
 class Measured(NamedTuple):
     """What the deltas of one tensor come to.
 
@@ -45,7 +54,7 @@ class Sums:
     """Numbers for one tensor, in memory that loops add to: see `STATISTICS` and `PAIR`."""
 
     def __init__(self, deltas: int) -> None:
-        self._deltas = deltas
+        self.number: Final = deltas  # what the size of the memory goes by
         self._numbers = array("d", bytes(8 * (deltas * STATISTICS + deltas * (deltas - 1) // 2 * PAIR)))
 
     @property
@@ -56,19 +65,19 @@ class Sums:
     def add(self, other: Sums) -> None:
         """Add those of other elements of the same tensor."""
         mine, more = self._numbers, other._numbers
-        for at in range(0, self._deltas * STATISTICS, STATISTICS):
+        for at in range(0, self.number * STATISTICS, STATISTICS):
             for place in range(at, at + 3):
                 _add_up(mine, place, place + 3, more[place], more[place + 3])
             mine[at + 6] = max(mine[at + 6], more[at + 6])
             mine[at + 7] += more[at + 7]
             mine[at + 8] += more[at + 8]
-        for place in range(self._deltas * STATISTICS, len(mine), PAIR):
+        for place in range(self.number * STATISTICS, len(mine), PAIR):
             _add_up(mine, place, place + 1, more[place], more[place + 1])
 
     @property
     def measured(self) -> Measured:
         """What they say."""
-        end = self._deltas * STATISTICS
+        end = self.number * STATISTICS
         rows = (self._numbers[at : at + STATISTICS] for at in range(0, end, STATISTICS))
         return Measured(
             tuple(DeltaSums(r[0] + r[3], r[1] + r[4], r[2] + r[5], r[6], int(r[7]), int(r[8])) for r in rows),

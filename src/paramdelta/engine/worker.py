@@ -11,7 +11,7 @@ from paramdelta.checkpoint.dtypes import DTYPES
 from paramdelta.engine import kernels
 from paramdelta.engine.kernels import Places
 from paramdelta.engine.progress import NonFinite
-from paramdelta.engine.sums import Sums
+from paramdelta.engine.sums import Sums, is_measured
 from paramdelta.engine.windows import Batch, Segment, Step, Window, batches, carried, scale_rows, segments
 from paramdelta.storage.pages import Buffer
 from paramdelta.storage.platform import ALIGNMENT
@@ -146,8 +146,8 @@ class Worker(threading.Thread):
             self._counters[0] = self._counters[1] = 0
 
     def _sums_for(self, segment: Segment, part: Part) -> Sums:
-        """Return what to add a segment's deltas to; nobody looks at those that another window counts."""
-        if not segment.counted or not part.alphas:
+        """Return what to add a segment's deltas to; nobody looks at what another window counts."""
+        if not segment.counted or not is_measured(self._plan, part):
             return Sums(len(part.alphas))
         if segment.operation not in self._sums:
             self._sums[segment.operation] = Sums(len(part.alphas))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from paramdelta.engine.sums import DeltaSums
+from paramdelta.engine.sums import DeltaSums, is_measured
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -55,7 +55,7 @@ def describe_all(plan: Plan, measured: Mapping[str, Measured]) -> dict[str, Any]
         measured: by tensor; those without deltas are not there.
     """
     elements = {
-        operation.name: sum(part.elements for part in operation.parts if part.alphas)
+        operation.name: sum(part.elements for part in operation.parts if is_measured(plan, part))
         for operation in plan.operations
         if operation.name in measured
     }

@@ -306,11 +306,17 @@ def spins(path: str) -> bool:
     """Return whether a file lies on a disk that is known to spin: Linux tells, but calls virtual disks so, too."""
     try:
         device = os.stat(path).st_dev  # noqa: PTH116
-        home = Path(os.path.realpath(_BLOCK_DEVICES / f"{os.major(device)}:{os.minor(device)}"))
-        queue = home / "queue" if (home / "queue").is_dir() else home.parent / "queue"  # a partition's is its disk's
-        return (queue / "rotational").read_text().strip() == "1" and not _VIRTUAL.intersection(_words(home))
+        return _spins(Path(os.path.realpath(_BLOCK_DEVICES / f"{os.major(device)}:{os.minor(device)}")))
     except (OSError, AttributeError):
         return False
+
+
+def _spins(device: Path) -> bool:
+    below = list((device / "slaves").iterdir()) if (device / "slaves").is_dir() else []
+    if below:  # what a volume manager, encryption or a RAID lies on
+        return any(_spins(Path(os.path.realpath(each))) for each in below)
+    queue = device / "queue" if (device / "queue").is_dir() else device.parent / "queue"  # a partition's is its disk's
+    return (queue / "rotational").read_text().strip() == "1" and not _VIRTUAL.intersection(_words(device))
 
 
 def _words(path: Path) -> set[str]:
