@@ -133,12 +133,9 @@ def fuse_scaled(
     _require_sums(alphas, sums)
     described, coefficients, scratch = _Described.of(operands, out_dtype, places), array("d", alphas), Scratch()
     loop("scaled", "fuse_scaled")(
-        described.number,
-        _at(described.formats),
-        _at(described.forms),
+        *described.kinds,
         _at(coefficients),
-        _at(described.matrices),
-        _at(described.scales),
+        *described.places,
         columns,
         elements.start,
         elements.stop,
@@ -177,12 +174,9 @@ def requantise(
     form = array("q", (blocks.rows, blocks.columns, blocks.powers_of_two, width))
     scratch, block = Scratch(), Buffer(8 * blocks.rows * blocks.columns)
     loop("scaled", "requantise")(
-        described.number,
-        _at(described.formats),
-        _at(described.forms),
+        *described.kinds,
         _at(coefficients),
-        _at(described.matrices),
-        _at(described.scales),
+        *described.places,
         columns,
         rows.start,
         rows.stop,
@@ -304,11 +298,8 @@ def _add_up_plain(dtypes: tuple[str, ...], addresses: array[int], begin: int, en
 def _add_up(described: _Described, columns: int, elements: range, sums: Sums) -> None:
     scratch, deltas = Scratch(), array("d", bytes(8 * BLOCK * (described.number // 2)))
     loop("statistics", "measure")(
-        described.number,
-        _at(described.formats),
-        _at(described.forms),
-        _at(described.matrices),
-        _at(described.scales),
+        *described.kinds,
+        *described.places,
         columns,
         elements.start,
         elements.stop,
@@ -350,6 +341,16 @@ class _Described(NamedTuple):
     forms: array[int]
     matrices: array[int]
     scales: array[int]
+
+    @property
+    def kinds(self) -> tuple[int, int, int]:
+        """How many, and where it says what they are."""
+        return self.number, _at(self.formats), _at(self.forms)
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """Where it says where they are."""
+        return _at(self.matrices), _at(self.scales)
 
     @classmethod
     def of(cls, operands: Sequence[Operand], out_dtype: str, places: Places) -> _Described:
