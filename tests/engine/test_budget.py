@@ -304,8 +304,8 @@ def test_the_default_is_fast_where_half_of_what_is_available_allows_it(
     monkeypatch.setattr(budget, "available_memory", lambda: available)
     monkeypatch.setattr(budget, "default_workers", lambda: 4)
     used = 90 * MB
-    fast = used + budget.RESERVE + 4 * PLAIN.worker(budget.FAST_WINDOW)
+    fast = used + budget.RESERVE + 4 * PLAIN.worker(budget.DEVICE_WINDOW)
     assert budget.default_memory(PLAIN, used) == (fast if memory is None else memory)
     chosen = decide(None, None, PLAIN, used, used)
     assert chosen.workers == 4 or available < 100_000_000
-    assert chosen.window_bytes >= budget.FAST_WINDOW or available < 100_000_000
+    assert chosen.window_bytes >= budget.DEVICE_WINDOW or available < 100_000_000

@@ -31,9 +31,6 @@ the more of that is still in the processor's caches, where it is then read and w
 for every window instead, and so does every seek."""
 
 COMFORTABLE_WINDOW: Final = (1 << 20) - ALIGNMENT
-FAST_WINDOW: Final = (2 << 20) - ALIGNMENT
-"""Bytes. From here on larger windows gain little."""
-
 SMALLEST_WINDOW: Final = (64 << 10) - ALIGNMENT
 RESERVE: Final = 16_000_000
 """Bytes left for what is not a buffer: thread stacks, the allocator's slack, progress display."""
@@ -165,7 +162,7 @@ def default_memory(shape: Shape, used: int) -> int:
     half of it.
     """
     available = available_memory()
-    fast = RESERVE + default_workers() * shape.worker(max(FAST_WINDOW, shape.least_window))
+    fast = RESERVE + default_workers() * shape.worker(max(DEVICE_WINDOW, shape.least_window))
     return min(DEFAULT_MEMORY, max(available // 4, used + min(fast, available // 2)))
 
 

@@ -1,4 +1,4 @@
-"""The memory in which a loop works on one block of elements at a time."""
+"""Memory that loops are handed: to work on one block of elements at a time in, and to add statistics up in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ BLOCK: Final = 256
 
 ROWS: Final = 6
 """Rows of each type: codes of new, post, base and the output, and two masks; values of the first four, and two more."""
-
 
 _Rows: Final = ctypes.c_uint64 * (ROWS * BLOCK)
 
