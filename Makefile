@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint types docs real exact faults fuzz bench bench-3b curves bench-check scale length squeeze backends batch evict lowest clean
+.PHONY: help demo test lint types docs real exact faults fuzz bench bench-3b curves bench-check scale length squeeze backends batch evict statistics lowest clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -64,6 +64,9 @@ batch: $(VENV)/.dev  ## twenty small merges in one process, in twenty, and the d
 
 evict: $(VENV)/.dev  ## what a merge leaves of others' page cache where memory is nearly full, as root; writes bench/EVICT.md
 	$(BIN)/python -m bench.evict
+
+statistics: $(VENV)/.dev  ## what the statistics of deltas cost, in a merge and beside memcpy; writes bench/STATISTICS.md
+	$(BIN)/python -m bench.statistics_cost
 
 scale: $(VENV)/.dev  ## plan 70B and 671B from headers alone; writes bench/SCALE.md
 	$(BIN)/python -m bench.scale

@@ -1,15 +1,17 @@
 """Throughput of the kernels against memcpy: bytes read and written per second, data far larger than any cache.
 
-python -m bench.kernel [MEGABYTES PER OPERAND]
+python -m bench.kernel [MEGABYTES PER OPERAND] [--only WORD] [--json]
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
-import sys
 import time
 from array import array
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -36,17 +38,35 @@ CHUNK = 1 << 20
 
 
 def main() -> None:
-    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 256
+    parser = argparse.ArgumentParser(description="The kernels against memcpy.")
+    parser.add_argument("megabytes", type=int, nargs="?", default=256, help="per operand")
+    parser.add_argument("--only", default="", help="rows with this word in their names")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    rows = measure_all(given.megabytes, given.only)
+    if given.json:
+        print(json.dumps(rows))
+        return
     table = Table(
         "operands", *(f"{n} thread{'s'[: n - 1]}, GB/s" for n in THREADS), *(f"of memcpy, {n}" for n in THREADS)
     )
-    memcpy = [measure(*copying(megabytes), threads) for threads in THREADS]
-    table.add_row("memcpy", *(f"{speed:.1f}" for speed in memcpy), *("1.00" for _ in THREADS))
-    for name, count, size, job in cases(megabytes):
-        speeds = [measure(count, size, job, threads) for threads in THREADS]
-        ratios = [speed / best for speed, best in zip(speeds, memcpy, strict=True)]
-        table.add_row(name, *(f"{speed:.1f}" for speed in speeds), *(f"{ratio:.2f}" for ratio in ratios))
+    for row in rows:
+        speeds, ratios = row["gigabytes_per_second"].values(), row["of_memcpy"].values()
+        table.add_row(row["name"], *(f"{speed:.1f}" for speed in speeds), *(f"{ratio:.2f}" for ratio in ratios))
     Console().print(table)
+
+
+def measure_all(megabytes: int, only: str) -> list[dict[str, Any]]:
+    """Return memcpy's speed, and those of what is to be measured, by number of threads, and beside memcpy's."""
+    memcpy = {threads: measure(*copying(megabytes), threads) for threads in THREADS}
+    found = [{"name": "memcpy", "gigabytes_per_second": memcpy, "of_memcpy": dict.fromkeys(THREADS, 1.0)}]
+    for name, make in cases(megabytes):
+        if only in name:
+            case = make()
+            speeds = {threads: measure(*case, threads) for threads in THREADS}
+            ratios = {threads: speed / memcpy[threads] for threads, speed in speeds.items()}
+            found.append({"name": name, "gigabytes_per_second": speeds, "of_memcpy": ratios})
+    return found
 
 
 def measure(count: int, size: int, job: Job, threads: int) -> float:
@@ -84,31 +104,31 @@ def fusing(operands: list[Array], dtypes: tuple[str, ...], alphas: tuple[float, 
     return count, result.nbytes + sum(operand.nbytes for operand in operands), job
 
 
-def cases(megabytes: int) -> Iterator[tuple[str, int, int, Job]]:
-    """Yield a name, elements, bytes moved and a job for everything worth a row."""
+def cases(megabytes: int) -> Iterator[tuple[str, Callable[[], tuple[int, int, Job]]]]:
+    """Yield a name, and what makes elements, bytes moved and a job, for everything worth a row."""
     exact = (1.0,)
     for dtype in ("BF16", "F16", "F32", "F64"):
         kinds = (dtype,) * 3
         count = megabytes * 10**6 // FLOAT[dtype](0).itemsize
         base = gaussian(count, 0.02).astype(FLOAT[dtype])
         post, new = (changed(base, 0.0007, seed) for seed in (1, 2))
-        yield f"{dtype} weights", *fusing([new, post, base], kinds, exact, dtype)
-        yield f"{dtype} zeros", *fusing([np.zeros_like(base) for _ in kinds], kinds, exact, dtype)
-        yield f"{dtype} post = base", *fusing([new, base, base.copy()], kinds, exact, dtype)
-        yield f"{dtype} new base = base", *fusing([base.copy(), post, base], kinds, exact, dtype)
-        yield f"{dtype} pruned by half", *fusing([pruned(x) for x in (new, post, base)], kinds, exact, dtype)
-        yield (
-            f"{dtype} mixed scales",
-            *fusing([scaled(x, i) for i, x in enumerate((new, post, base))], kinds, exact, dtype),
-        )
-        yield f"{dtype} alpha = 0.5", *fusing([new, post, base], kinds, (0.5,), dtype)
+        operands = {
+            "weights": [new, post, base],
+            "zeros": [np.zeros_like(base) for _ in kinds],
+            "post = base": [new, base, base.copy()],
+            "new base = base": [base.copy(), post, base],
+            "pruned by half": [pruned(x) for x in (new, post, base)],
+            "mixed scales": [scaled(x, i) for i, x in enumerate((new, post, base))],
+        }
+        for name, arrays in operands.items():
+            yield f"{dtype} {name}", partial(fusing, arrays, kinds, exact, dtype)
+        yield f"{dtype} alpha = 0.5", partial(fusing, operands["weights"], kinds, (0.5,), dtype)
     base32 = gaussian(megabytes * 10**6 // 4, 0.02)
     narrow = base32.astype(FLOAT["BF16"])
-    yield (
-        "BF16 new, F32 post and base",
-        *fusing([narrow, changed(base32, 0.0007, 1), base32], ("BF16", "F32", "F32"), exact, "BF16"),
-    )
-    yield "BF16, F16 post", *fusing([narrow, narrow.astype("f2"), narrow], ("BF16", "F16", "BF16"), exact, "BF16")
+    wider = [narrow, changed(base32, 0.0007, 1), base32]
+    yield "BF16 new, F32 post and base", partial(fusing, wider, ("BF16", "F32", "F32"), exact, "BF16")
+    mixed = [narrow, narrow.astype("f2"), narrow]
+    yield "BF16, F16 post", partial(fusing, mixed, ("BF16", "F16", "BF16"), exact, "BF16")
 
 
 def gaussian(count: int, deviation: float, seed: int = 0) -> NDArray[np.float32]:

@@ -62,8 +62,9 @@ def expected(deltas: int) -> dict[str, list[DeltaSums]]:
         for post, base in list(zip(rest[::2], rest[1::2], strict=True))[:deltas]:
             d, v = post - base, new - base
             largest = float(np.abs(d).max(initial=0.0))
-            squares, shifts, products = (math.fsum((one * two).tolist()) for one, two in ((d, d), (v, v), (d, v)))
-            found[name].append(DeltaSums(squares, shifts, products, largest, int(np.count_nonzero(d)), 0))
+            pairs = ((d, d), (v, v), (d, v), (base, base), (base, v))
+            products = [math.fsum((one * two).tolist()) for one, two in pairs]
+            found[name].append(DeltaSums.parse((*products, largest, np.count_nonzero(d), 0)))
     return found
 
 
@@ -143,16 +144,33 @@ def test_converted_and_copied_tensors_have_no_deltas(tmp_path: Path) -> None:
 
 
 def test_numbers_that_nothing_holds_are_none_and_never_nan() -> None:
-    huge = DeltaSums(math.inf, math.nan, math.nan, 1e300, 3, 0)
-    assert describe(huge, 3)["delta_norm"] is None
-    assert describe(huge, 3)["base_shift_norm"] is None
-    assert describe(huge, 3)["cosine"] is None
-    both = total([huge, DeltaSums(-math.inf, 1e308, 1e308, 1.0, 1, 0), DeltaSums(1.0, 1e308, 1e308, 1.0, 1, 0)])
-    assert describe(both, 5)["delta_norm"] is None
-    assert describe(DeltaSums(0.0, 1.0, 0.0, 0.0, 0, 0), 5)["cosine"] is None
+    huge = DeltaSums(math.inf, math.nan, math.nan, math.inf, math.nan, 1e300, 3, 0)
+    numbers = (
+        "delta_norm",
+        "base_shift_norm",
+        "base_norm",
+        "relative_delta",
+        "relative_shift",
+        "cosine",
+        "base_cosine",
+    )
+    assert [describe(huge, 3)[name] for name in numbers] == [None] * 7
+    wide = DeltaSums(1.0, 1e308, 1e308, 1e308, 1e308, 1.0, 1, 0)
+    both = total([huge, wide._replace(squares=-math.inf), wide])
+    assert [describe(both, 5)[name] for name in numbers] == [None] * 7
+    still = describe(DeltaSums(0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0, 0), 5)
+    assert (still["cosine"], still["base_cosine"], still["relative_shift"]) == (None, None, None)
     assert describe(total([]), 0)["changed_share"] == 0.0
-    same = describe(DeltaSums(2.0, 8.0, 4.0 * (1 + 2**-52), 1.0, 1, 0), 1)
+    same = describe(DeltaSums(2.0, 8.0, 4.0 * (1 + 2**-52), 1.0, 0.0, 1.0, 1, 0), 1)
     assert same["cosine"] == 1.0, "rounding never leads beyond"
+
+
+def test_bases_of_which_one_is_the_opposite_of_the_other_have_a_cosine_of_minus_one() -> None:
+    turned = describe(DeltaSums(0.0, 4.0, 0.0, 1.0, -2.0, 0.0, 0, 0), 1)
+    assert turned["base_cosine"] == -1.0
+    assert turned["relative_shift"] == 2.0
+    gone = describe(DeltaSums(0.0, 1.0, 0.0, 1.0, -1.0, 0.0, 0, 0), 1)
+    assert gone["base_cosine"] is None, "the new base is zero"
 
 
 @pytest.mark.parametrize("lacking", [0, 1])

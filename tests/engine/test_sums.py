@@ -54,11 +54,12 @@ def expected(operands: Sequence[Codes], dtypes: tuple[str, ...]) -> Measured:
         for post, base in zip(rest[::2], rest[1::2], strict=True):
             delta, shift = post - base, new - base
             finite = np.isfinite(delta) & np.isfinite(shift)
-            d, v = np.where(finite, delta, 0.0), np.where(finite, shift, 0.0)
+            d, v, b = (np.where(finite, each, 0.0) for each in (delta, shift, base))
             deltas.append(d)
             largest = float(np.abs(d).max(initial=0.0))
             changed, left_out = int(np.count_nonzero(d)), int((~finite).sum())
-            rows.append(DeltaSums(fsum(d * d), fsum(v * v), fsum(d * v), largest, changed, left_out))
+            dots = (fsum(d * d), fsum(v * v), fsum(d * v), fsum(b * b), fsum(b * v))
+            rows.append(DeltaSums(*dots, largest, changed, left_out))
         products = [fsum(deltas[i] * deltas[j]) for i in range(len(deltas)) for j in range(i)]
     return Measured(tuple(rows), tuple(products))
 
@@ -74,6 +75,9 @@ def assert_close(found: Measured, wanted: Measured) -> None:
         assert one.shift_squares == pytest.approx(other.shift_squares, rel=RELATIVE)
         size = math.sqrt(other.squares) * math.sqrt(other.shift_squares)  # what a cosine is relative to
         assert one.products == pytest.approx(other.products, rel=RELATIVE, abs=RELATIVE * size)
+        assert one.base_squares == pytest.approx(other.base_squares, rel=RELATIVE)
+        size = math.sqrt(other.base_squares) * math.sqrt(other.shift_squares)
+        assert one.base_products == pytest.approx(other.base_products, rel=RELATIVE, abs=RELATIVE * size)
         assert (one.largest, one.changed, one.left_out) == (other.largest, other.changed, other.left_out)
     norms = [math.sqrt(row.squares) for row in wanted.deltas]
     sizes = [norms[i] * norms[j] for i in range(len(norms)) for j in range(i)]
@@ -160,7 +164,7 @@ def test_small_sums_survive_beside_large_ones() -> None:
 def test_what_a_law_copies_counts_like_everything_else() -> None:
     base = exact.weights(("BF16",) * 3, "BF16", 5_000, rng(6))[0]
     nothing = measured([base, base, base], ("BF16",) * 3, (1.0,), "BF16")
-    assert nothing == Measured((DeltaSums(0.0, 0.0, 0.0, 0.0, 0, 0),), ())
+    assert nothing.deltas[0]._replace(base_squares=0.0) == DeltaSums(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
     zeros = np.zeros(5_000, np.uint16)
     signs = np.where(rng(7).random(5_000) < 0.5, 0x8000, 0).astype(np.uint16)
     assert measured([zeros, signs, zeros], ("BF16",) * 3, (1.0,), "BF16").deltas[0].changed == 0, "-0 is 0"

@@ -87,13 +87,8 @@ def _parse(record: dict[str, Any], number: int) -> FinishedShard:
         {name: NonFinite(int(i), int(n)) for name, (i, n) in record["nonfinite"].items()},
         tuple(Requantised(str(name), float(error), float(size)) for name, error, size in record["requantised"]),
         {
-            name: Measured(
-                tuple(
-                    DeltaSums(float(d[0]), float(d[1]), float(d[2]), float(d[3]), int(d[4]), int(d[5])) for d in deltas
-                ),
-                tuple(products),
-            )
-            for name, (deltas, products) in record["measured"].items()
+            name: Measured(tuple(map(DeltaSums.parse, deltas)), tuple(map(float, products)))
+            for name, (deltas, products) in record["sums"].items()
         },
     )
 
@@ -145,5 +140,5 @@ class JournalWriter:
             "regions": "".join(finished.digest.regions),
             "nonfinite": {name: list(asdict(found).values()) for name, found in finished.nonfinite.items()},
             "requantised": [list(lost) for lost in finished.requantised],
-            "measured": finished.measured,
+            "sums": finished.measured,
         }

@@ -13,10 +13,13 @@ ROWS: Final = 6
 
 _Rows: Final = ctypes.c_uint64 * (ROWS * BLOCK)
 
-STATISTICS: Final = 9
-"""Numbers (f64) that sum up a delta d = post - base beside the shift v = new base - base of its base: the sums of d²,
-v² and dv, what those sums have lost by rounding, the largest |d|, and how many elements have changed (d is not 0) and
-how many are left out, since they are not finite."""
+PRODUCTS: Final = 5
+"""Sums of products that are formed of a delta d = post - base, the shift v = new base - base of its base, and the base
+b: of d², v², dv, b² and bv."""
+
+STATISTICS: Final = 2 * PRODUCTS + 3
+"""Numbers (f64) that sum up a delta: the sums of products; what those have lost by rounding; the largest |d|, how many
+elements have changed (d is not 0), and how many are left out, since one of the three is not finite there."""
 
 PAIR: Final = 2
 """Numbers that sum up a pair of deltas: the sum of their products, and what it has lost by rounding."""

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from paramdelta.engine.scratch import PAIR, STATISTICS
+from paramdelta.engine.scratch import PAIR, PRODUCTS, STATISTICS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from paramdelta.planning.parts import Part
     from paramdelta.planning.plan import Plan
 
 
 class DeltaSums(NamedTuple):
-    """Sums over elements of a tensor, of d = post - base and v = new base - base, in f64.
+    """Sums over elements of a tensor, of b = base, d = post - base and v = new base - base, in f64.
 
     Attributes:
         squares: the sum of d².
         shift_squares: the sum of v².
         products: the sum of dv.
+        base_squares: the sum of b².
+        base_products: the sum of bv.
         largest: the largest |d|.
         changed: elements where d is not 0.
         left_out: elements where d or v is not finite; they are in none of the others.
@@ -27,9 +31,17 @@ class DeltaSums(NamedTuple):
     squares: float
     shift_squares: float
     products: float
+    base_squares: float
+    base_products: float
     largest: float
     changed: int
     left_out: int
+
+    @classmethod
+    def parse(cls, numbers: Sequence[Any]) -> DeltaSums:
+        """Return what a record holds. Raises TypeError and ValueError where it is none."""
+        d_d, v_v, d_v, b_b, b_v, largest, changed, left_out = map(float, numbers)
+        return cls(d_d, v_v, d_v, b_b, b_v, largest, int(changed), int(left_out))
 
 
 def is_measured(plan: Plan, part: Part) -> bool:
@@ -66,11 +78,12 @@ class Sums:
         """Add those of other elements of the same tensor."""
         mine, more = self._numbers, other._numbers
         for at in range(0, self.number * STATISTICS, STATISTICS):
-            for place in range(at, at + 3):
-                _add_up(mine, place, place + 3, more[place], more[place + 3])
-            mine[at + 6] = max(mine[at + 6], more[at + 6])
-            mine[at + 7] += more[at + 7]
-            mine[at + 8] += more[at + 8]
+            for place in range(at, at + PRODUCTS):
+                _add_up(mine, place, place + PRODUCTS, more[place], more[place + PRODUCTS])
+            largest, changed, left_out = range(at + 2 * PRODUCTS, at + STATISTICS)
+            mine[largest] = max(mine[largest], more[largest])
+            mine[changed] += more[changed]
+            mine[left_out] += more[left_out]
         for place in range(self.number * STATISTICS, len(mine), PAIR):
             _add_up(mine, place, place + 1, more[place], more[place + 1])
 
@@ -80,9 +93,14 @@ class Sums:
         end = self.number * STATISTICS
         rows = (self._numbers[at : at + STATISTICS] for at in range(0, end, STATISTICS))
         return Measured(
-            tuple(DeltaSums(r[0] + r[3], r[1] + r[4], r[2] + r[5], r[6], int(r[7]), int(r[8])) for r in rows),
+            tuple(map(_delta_sums, rows)),
             tuple(sum(self._numbers[at : at + PAIR]) for at in range(end, len(self._numbers), PAIR)),
         )
+
+
+def _delta_sums(row: array[float]) -> DeltaSums:
+    products = (total + lost for total, lost in zip(row[:PRODUCTS], row[PRODUCTS : 2 * PRODUCTS], strict=True))
+    return DeltaSums.parse((*products, *row[2 * PRODUCTS :]))
 
 
 def _add_up(numbers: array[float], place: int, lost: int, more: float, more_lost: float) -> None:

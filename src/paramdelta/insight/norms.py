@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 def describe(sums: DeltaSums, elements: int) -> dict[str, Any]:
     """Return what one delta comes to in ``elements`` elements, as plain data.
 
-    ``delta_norm`` is ‖post - base‖, ``base_shift_norm`` ‖new base - base‖, ``cosine`` that of the angle between the two
-    (None where either is zero), ``max_abs_delta`` the largest change; ``changed`` counts elements where post
-    is not base, ``left_out`` those that are not finite in one of the three and so in none of the numbers. What f64 does
-    not hold is None.
+    ``delta_norm`` is ‖post - base‖, ``base_shift_norm`` ‖new base - base‖, ``base_norm`` ‖base‖; ``relative_delta`` and
+    ``relative_shift`` are the first two divided by the third, ``cosine`` is that of the angle between the first two,
+    ``base_cosine`` that between base and new base (None where either is zero), ``max_abs_delta`` the largest change;
+    ``changed`` counts elements where post is not base, ``left_out`` those that are not finite in one of the three and
+    so in none of the numbers. What f64 does not hold is None.
     """
-    norm, shift = math.sqrt(sums.squares), math.sqrt(sums.shift_squares)
-    size = norm * shift
+    norm, shift, base = (math.sqrt(each) for each in (sums.squares, sums.shift_squares, sums.base_squares))
+    new_base = math.sqrt(max(0.0, sums.base_squares + 2.0 * sums.base_products + sums.shift_squares))
     return {
         "delta_norm": _finite(norm),
         "base_shift_norm": _finite(shift),
-        "cosine": max(-1.0, min(1.0, sums.products / size)) if 0.0 < size < math.inf else None,
+        "base_norm": _finite(base),
+        "relative_delta": _ratio(norm, base),
+        "relative_shift": _ratio(shift, base),
+        "cosine": _cosine(sums.products, norm, shift),
+        "base_cosine": _cosine(sums.base_squares + sums.base_products, base, new_base),
         "max_abs_delta": sums.largest,
         "changed": sums.changed,
         "changed_share": sums.changed / elements if elements else 0.0,
@@ -42,6 +47,8 @@ def total(tensors: Iterable[DeltaSums]) -> DeltaSums:
         _sum(row.squares for row in rows),
         _sum(row.shift_squares for row in rows),
         _sum(row.products for row in rows),
+        _sum(row.base_squares for row in rows),
+        _sum(row.base_products for row in rows),
         max((row.largest for row in rows), default=0.0),
         sum(row.changed for row in rows),
         sum(row.left_out for row in rows),
@@ -75,6 +82,16 @@ def _sum(numbers: Iterable[float]) -> float:
         return math.fsum(numbers)
     except (OverflowError, ValueError):
         return math.nan
+
+
+def _cosine(product: float, one: float, other: float) -> float | None:
+    """Return that of the angle between two vectors, given their product and norms; rounding never leads beyond 1."""
+    size = one * other
+    return max(-1.0, min(1.0, product / size)) if 0.0 < size < math.inf and math.isfinite(product) else None
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return _finite(part / whole) if 0.0 < whole < math.inf else None
 
 
 def _finite(number: float) -> float | None:

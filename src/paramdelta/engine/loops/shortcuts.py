@@ -44,7 +44,10 @@ _FAR_FROM_INFINITY = 250
 
 RUN = 4 * BLOCK
 """Elements whose deltas are added up together: enough to hide what the end of a sum costs."""
-_SIGN, _MAGNITUDE, _INFINITY = U32(0x8000_0000), U32(0x7FFF_FFFF), U32(0x7F80_0000)
+
+SHIFTS, BASES = 4 * RUN, 8 * RUN
+"""Where, in bytes, rows of f32 begin in the memory in which those of deltas come first."""
+_SIGN, _MAGNITUDE, _INFINITY, _UPPER = U32(0x8000_0000), U32(0x7FFF_FFFF), U32(0x7F80_0000), U32(0xFFFF_0000)
 
 
 @part
@@ -70,7 +73,13 @@ def widen_f16(code: np.uint16) -> float:
 @part
 def round_to_bf16(wide: np.uint32) -> np.uint32:
     """Round the bits of a finite f32 to BF16, to nearest, ties to even; overflow carries into infinity."""
-    return U32(U32(wide + U32(U32(0x7FFF) + U32(U32(wide >> U32(16)) & U32(1)))) >> U32(16))
+    return U32(raised_to_bf16(wide) >> U32(16))
+
+
+@part
+def raised_to_bf16(wide: np.uint32) -> np.uint32:
+    """Do so, but for the lower half, which is still to be cut off."""
+    return U32(wide + U32(U32(0x7FFF) + U32(U32(wide >> U32(16)) & U32(1))))
 
 
 @part
@@ -86,8 +95,8 @@ def round_to_f16(wide: np.uint32) -> np.uint32:
 
 
 @part
-def plain_bf16(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) -> bool:
-    """Sum a block in f32 and say whether that is exact, by the operands' exponents alone.
+def is_plain_bf16(new: np.int64, post: np.int64, base: np.int64, size: int) -> bool:
+    """Return whether f32 holds all sums of a block, by the operands' exponents alone.
 
     Operands other than zero are multiples of 2^(e-134) and at most 2^(E-126) - 2^(E-134), where e and E are their least
     and greatest exponent fields. Where E - e is 14 at most, sums of three are below 2^(E-124), and f32 has enough bits
@@ -96,15 +105,56 @@ def plain_bf16(new: np.int64, post: np.int64, base: np.int64, out: int, size: in
     greatest: Any = U16(0)
     least: Any = U16(0xFFFF)
     for i in range(size):
-        n, p, b = load16(new, i), load16(post, i), load16(base, i)
-        x, y, z = U16(n & _MAGNITUDE_16), U16(p & _MAGNITUDE_16), U16(b & _MAGNITUDE_16)
+        x = U16(load16(new, i) & _MAGNITUDE_16)
+        y = U16(load16(post, i) & _MAGNITUDE_16)
+        z = U16(load16(base, i) & _MAGNITUDE_16)
         greatest = max(greatest, max(x, max(y, z)))
         least = min(least, min(U16(x - _1), min(U16(y - _1), U16(z - _1))))  # less one, so that no zero counts
-        total = (widen_bf16(p) - widen_bf16(b)) + widen_bf16(n)
-        code = round_to_bf16(bits32(total + _PLUS_0))
-        store16(out, i, n if p == b else (p if n == b else U16(code)))
     top, bottom = np.int64(greatest) >> 7, max(np.int64(1), (np.int64(least) + 1) >> 7)
     return bool(top < _FAR_FROM_INFINITY and top - bottom <= 15)
+
+
+@part
+def plain_bf16(
+    new: np.int64, post: np.int64, base: np.int64, out: int, words: int, spread: int
+) -> tuple[np.uint32, np.uint32, np.uint32]:
+    """Sum a block of which `is_plain_bf16` holds, two elements at a time: f32 is the upper half of a word, or of none.
+
+    Deltas, shifts and bases go to the rows of ``spread``.
+
+    Returns:
+        The bits of the least sum (magnitudes are meant), those of the largest delta, and how many deltas are not zero.
+    """
+    least: Any = U32(0xFFFF_FFFF)
+    largest = changed = U32(0)
+    upper = spread + 4 * words
+    for i in range(words):
+        n, p, b = load32(new, i), load32(post, i), load32(base, i)
+        n_0, p_0, b_0 = (float32(U32(n << U32(16))), float32(U32(p << U32(16))), float32(U32(b << U32(16))))
+        n_1, p_1, b_1 = (float32(U32(n & _UPPER)), float32(U32(p & _UPPER)), float32(U32(b & _UPPER)))
+        d_0, d_1 = p_0 - b_0, p_1 - b_1
+        sum_0, sum_1 = bits32(d_0 + n_0), bits32(d_1 + n_1)
+        store32(out, i, U32(round_to_bf16(sum_0) | U32(raised_to_bf16(sum_1) & _UPPER)))
+        least = min(least, min(U32(sum_0 & _MAGNITUDE), U32(sum_1 & _MAGNITUDE)))
+        size_0, size_1 = U32(bits32(d_0) & _MAGNITUDE), U32(bits32(d_1) & _MAGNITUDE)
+        largest = max(largest, max(size_0, size_1))
+        changed = U32(changed + U32(min(size_0, U32(1)) + min(size_1, U32(1))))
+        store32(spread, i, bits32(d_0))
+        store32(upper, i, bits32(d_1))
+        store32(spread + SHIFTS, i, bits32(n_0 - b_0))
+        store32(upper + SHIFTS, i, bits32(n_1 - b_1))
+        store32(spread + BASES, i, bits32(b_0))
+        store32(upper + BASES, i, bits32(b_1))
+    return least, largest, changed
+
+
+@part
+def sign_zeros_bf16(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) -> None:
+    """Give sums that are zero the sign that they should have: a copied one where a law copies, else plus."""
+    for i in range(size):
+        n, p, b, code = load16(new, i), load16(post, i), load16(base, i), load16(out, i)
+        zero = n if p == b else (p if n == b else U16(0))
+        store16(out, i, zero if U16(code & _MAGNITUDE_16) == U16(0) else code)
 
 
 @part
@@ -178,33 +228,20 @@ def try_f32(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) 
     return bool(top < _INFINITY and errors << U64(1) == U64(0))
 
 
-@part
-def spread_bf16(new: np.int64, post: np.int64, base: np.int64, size: int, at: int) -> tuple[float, int]:
-    """Write deltas, and shifts, that f32 holds; return the largest delta, and how many elements have changed."""
-    shifts = at + 4 * RUN
-    greatest = same = U32(0)
-    for i in range(size):
-        b = widen_bf16(load16(base, i))
-        delta = bits32(widen_bf16(load16(post, i)) - b)
-        magnitude = U32(delta & _MAGNITUDE)
-        greatest = max(greatest, magnitude)
-        same = U32(same + U32(magnitude == U32(0)))
-        store32(at, i, delta)
-        store32(shifts, i, bits32(widen_bf16(load16(new, i)) - b))
-    return float(np.float64(float32(greatest))), size - int(same)
-
-
 @reduction
-def dots_f32(at: int, size: int) -> tuple[float, float, float]:
-    """Return the sums of squares and of products of deltas and shifts."""
-    shifts = at + 4 * RUN
-    squares = shift_squares = products = 0.0
+def dots_f32(spread: int, size: int) -> tuple[float, float, float, float, float]:
+    """Do what `paramdelta.engine.loops.statistics.dots` does, for rows of f32."""
+    squares = shift_squares = products = base_squares = base_products = 0.0
     for i in range(size):
-        d, v = np.float64(float32(load32(at, i))), np.float64(float32(load32(shifts, i)))
+        d = np.float64(float32(load32(spread, i)))
+        v = np.float64(float32(load32(spread + SHIFTS, i)))
+        b = np.float64(float32(load32(spread + BASES, i)))
         squares += d * d
         shift_squares += v * v
         products += d * v
-    return squares, shift_squares, products
+        base_squares += b * b
+        base_products += b * v
+    return squares, shift_squares, products, base_squares, base_products
 
 
 def _in_f64(read: Any, widen: Any) -> Callable[..., None]:
@@ -212,12 +249,13 @@ def _in_f64(read: Any, widen: Any) -> Callable[..., None]:
 
     @part
     def add_wide(sums: int, new: np.int64, post: np.int64, base: np.int64, size: int, at: int) -> None:
-        shifts = at + 8 * BLOCK
+        shifts, bases = at + 8 * BLOCK, at + 8 * 2 * BLOCK
         for i in range(size):
             b = np.float64(widen(read(base, i)))
+            put(bases, i, b)
             put(at, i, np.float64(widen(read(post, i))) - b)
             put(shifts, i, np.float64(widen(read(new, i))) - b)
-        add_block(sums, dots(at, shifts, size), largest_of(at, size))
+        add_block(sums, dots(at, shifts, bases, size), largest_of(at, size))
 
     return add_wide
 
@@ -228,14 +266,10 @@ add_wide_f32 = _in_f64(load32, float32)
 
 
 @part
-def add_plain_bf16(sums: int, new: np.int64, post: np.int64, base: np.int64, begin: int, end: int, at: int) -> None:
-    """Add up deltas of blocks that `plain_bf16` has summed: at most `RUN` elements."""
-    if begin < end:
-        offset, size = 2 * begin, end - begin
-        fetch_ahead(post + offset, 2 * size)
-        extent = spread_bf16(new + offset, post + offset, base + offset, size, at)
-        fetch_ahead(base + offset, 2 * size)
-        add_block(sums, dots_f32(at, size), extent)
+def add_run_bf16(sums: int, spread: int, size: int, largest: np.uint32, changed: np.uint32) -> None:
+    """Add up what `plain_bf16` has spread of some blocks: at most `RUN` elements."""
+    if size > 0:
+        add_block(sums, dots_f32(spread, size), (np.float64(float32(largest)), int(changed)))
 
 
 @entry
@@ -249,21 +283,28 @@ def skim_bf16(addresses: int, out: int, begin: int, end: int, sums_at: int, spre
     """
     new, post, base = np.int64(load64(addresses, 0)), np.int64(load64(addresses, 1)), np.int64(load64(addresses, 2))
     added = begin  # up to where deltas are added up
+    largest = changed = U32(0)  # of those since
     for start in range(begin, end, BLOCK):
         size, at = min(BLOCK, end - start), 2 * start
         n, p, b = new + at, post + at, base + at
         fetch_ahead(n, 2 * BLOCK)
-        if plain_bf16(n, p, b, out + at, size):
+        fetch_ahead(p, 2 * BLOCK)
+        fetch_ahead(b, 2 * BLOCK)
+        if size % 2 == 0 and is_plain_bf16(n, p, b, size):
+            least, greatest, more = plain_bf16(n, p, b, out + at, size // 2, spread_at + 4 * (start - added))
+            if least == U32(0):
+                sign_zeros_bf16(n, p, b, out + at, size)
+            largest, changed = max(largest, greatest), U32(changed + more)
             if start + size - added == RUN:
-                add_plain_bf16(sums_at, new, post, base, added, start + size, spread_at)
-                added = start + size
+                add_run_bf16(sums_at, spread_at, RUN, largest, changed)
+                added, largest, changed = start + size, U32(0), U32(0)
             continue
-        add_plain_bf16(sums_at, new, post, base, added, start, spread_at)
+        add_run_bf16(sums_at, spread_at, start - added, largest, changed)
         if not (try_bf16(n, p, b, out + at, size) or retry_bf16(n, p, b, out + at, size)):
             return start
         add_wide_bf16(sums_at, n, p, b, size, spread_at)
-        added = start + size
-    add_plain_bf16(sums_at, new, post, base, added, end, spread_at)
+        added, largest, changed = start + size, U32(0), U32(0)
+    add_run_bf16(sums_at, spread_at, end - added, largest, changed)
     return end
 
 

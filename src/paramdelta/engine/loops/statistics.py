@@ -24,12 +24,14 @@ from paramdelta.engine.loops.bits import (
     value_array,
 )
 from paramdelta.engine.loops.scaled import gather, until_edge
-from paramdelta.engine.scratch import BLOCK, PAIR, ROWS, STATISTICS
+from paramdelta.engine.scratch import BLOCK, PAIR, PRODUCTS, ROWS, STATISTICS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAGNITUDE = np.uint64(2**63 - 1)
+LARGEST, CHANGED, LEFT_OUT = range(2 * PRODUCTS, STATISTICS)
+"""Where these are among the numbers of a delta."""
 
 
 @part
@@ -41,25 +43,29 @@ def add_up(sums: int, place: int, lost: int, more: float) -> None:
 
 
 @part
-def add_block(sums: int, dotted: tuple[float, float, float], extent: tuple[float, int]) -> None:
+def add_block(sums: int, dotted: tuple[float, float, float, float, float], extent: tuple[float, int]) -> None:
     """Add what one block of a delta has come to: what `dots` and `largest_of` return."""
-    add_up(sums, 0, 3, dotted[0])
-    add_up(sums, 1, 4, dotted[1])
-    add_up(sums, 2, 5, dotted[2])
-    put(sums, 6, max(get(sums, 6), extent[0]))
-    put(sums, 7, get(sums, 7) + np.float64(extent[1]))
+    add_up(sums, 0, 5, dotted[0])
+    add_up(sums, 1, 6, dotted[1])
+    add_up(sums, 2, 7, dotted[2])
+    add_up(sums, 3, 8, dotted[3])
+    add_up(sums, 4, 9, dotted[4])
+    put(sums, LARGEST, max(get(sums, LARGEST), extent[0]))
+    put(sums, CHANGED, get(sums, CHANGED) + np.float64(extent[1]))
 
 
 @reduction
-def dots(delta: int, shift: int, size: int) -> tuple[float, float, float]:
-    """Return the sums of squares of both, and of their products."""
-    squares = shift_squares = products = 0.0
+def dots(delta: int, shift: int, base: int, size: int) -> tuple[float, float, float, float, float]:
+    """Return the sums of squares of all three, and of the shift's products with the others, as `PRODUCTS` has them."""
+    squares = shift_squares = products = base_squares = base_products = 0.0
     for i in range(size):
-        d, v = get(delta, i), get(shift, i)
+        d, v, b = get(delta, i), get(shift, i), get(base, i)
         squares += d * d
         shift_squares += v * v
         products += d * v
-    return squares, shift_squares, products
+        base_squares += b * b
+        base_products += b * v
+    return squares, shift_squares, products, base_squares, base_products
 
 
 @reduction
@@ -86,13 +92,14 @@ def largest_of(delta: int, size: int) -> tuple[float, int]:
 def subtract(
     post: NDArray[np.float64], base: NDArray[np.float64], new: NDArray[np.float64], size: int, delta: int, shift: int
 ) -> int:
-    """Form a block of deltas and shifts, with zeros where either is not finite; return how many that are."""
+    """Form a block of deltas and shifts, with zeros where either is not finite, and in the base; return how many."""
     left_out = np.uint64(0)
     for i in range(size):
         d, v = post[i] - base[i], new[i] - base[i]
         finite = np.isfinite(d) and np.isfinite(v)
         put(delta, i, d if finite else 0.0)
         put(shift, i, v if finite else 0.0)
+        base[i] = base[i] if finite else 0.0
         left_out += np.uint64(not finite)
     return int(left_out)
 
@@ -139,8 +146,8 @@ def measure(
             gather(formats, forms, addresses, scales, 2 * k + 1, place, size, codes[1], post)
             gather(formats, forms, addresses, scales, 2 * k + 2, place, size, codes[2], base)
             sums, delta = sums_at + 8 * STATISTICS * k, deltas_at + 8 * BLOCK * k
-            put(sums, 8, get(sums, 8) + np.float64(subtract(post, base, new, size, delta, shift)))
-            add_block(sums, dots(delta, shift, size), largest_of(delta, size))
+            put(sums, LEFT_OUT, get(sums, LEFT_OUT) + np.float64(subtract(post, base, new, size, delta, shift)))
+            add_block(sums, dots(delta, shift, values_at + 8 * 2 * BLOCK, size), largest_of(delta, size))
             for j in range(k):
                 pair = pairs + 8 * PAIR * (k * (k - 1) // 2 + j)
                 add_up(pair, 0, 1, dot(deltas_at + 8 * BLOCK * j, delta, size))
