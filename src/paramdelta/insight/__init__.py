@@ -1,1 +1,1 @@
-"""What the numbers that runs add up mean."""
+"""What the numbers mean: those that runs add up, and those of benchmarks."""
