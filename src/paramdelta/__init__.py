@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         merge,
         merge_recipe,
         plan,
+        score,
         verify,
         warnings_for,
     )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         UnsupportedCheckpointError,
         VerificationError,
     )
+    from paramdelta.insight.scores import Transfer, TransferReport
     from paramdelta.planning.plan import Plan
     from paramdelta.planning.policies import Policies
     from paramdelta.planning.recipe import Delta, Recipe
@@ -50,6 +52,7 @@ _HOMES = {
         "merge",
         "merge_recipe",
         "plan",
+        "score",
         "verify",
         "warnings_for",
     ),
@@ -69,6 +72,7 @@ _HOMES = {
         "UnsupportedCheckpointError",
         "VerificationError",
     ),
+    "paramdelta.insight.scores": ("Transfer", "TransferReport"),
     "paramdelta.planning.plan": ("Plan",),
     "paramdelta.planning.policies": ("Policies",),
     "paramdelta.planning.recipe": ("Delta", "Recipe"),
@@ -97,6 +101,8 @@ __all__ = [
     "Progress",
     "Recipe",
     "RecipeError",
+    "Transfer",
+    "TransferReport",
     "UnsupportedCheckpointError",
     "Verification",
     "VerificationError",
@@ -106,6 +112,7 @@ __all__ = [
     "merge_recipe",
     "plan",
     "read_recipes",
+    "score",
     "verify",
     "warnings_for",
 ]

@@ -1,4 +1,4 @@
-"""Plan, merge, inspect: a recipe in, a result out. The one place where the parts meet.
+"""Plan, merge, inspect, score: a recipe in, a result out. The one place where the parts meet.
 
 What needs numba is imported when a merge begins, so that planning and inspecting start at once.
 """
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from paramdelta.engine.failure import Failure
     from paramdelta.engine.progress import Progress
+    from paramdelta.insight.score_table import Table
+    from paramdelta.insight.scores import TransferReport
     from paramdelta.planning.layout import OutputShard
     from paramdelta.planning.policies import Policies
 
@@ -310,6 +312,37 @@ def _compute_again(
     budget = _budget(work.plan, memory, workers, io, cancelled)
     failures = again.recompute(work, path, budget, io, on_progress, cancelled)
     return failures, sum(len(shard.begins) for shard in work.plan.shards)
+
+
+def score(
+    table: str | os.PathLike[str] | Table,
+    *,
+    min_gain: float | None = None,
+    plot: str | os.PathLike[str] | None = None,
+) -> TransferReport:
+    """Return how much of post-training a merge carries over, from a table of benchmark scores.
+
+    Args:
+        table: path of a CSV file with the columns ``benchmark``, ``new_base``, ``merged`` and ``reference``, and
+            ``group`` and ``seed`` where there are several; or what it holds.
+        min_gain: the gain from new base to reference, up or down, in points, below which a benchmark is left out of the
+            mean share that is recovered; by default one hundredth of the largest score in the table.
+        plot: also draw a chart to this file, which is replaced: ``.svg``, ``.png`` or ``.pdf``. Needs matplotlib.
+
+    Raises:
+        CheckpointError: the table is missing or cannot be read.
+        RecipeError: it does not parse, or an argument does not; or matplotlib is needed and not installed.
+        OutputError: the chart cannot be written.
+    """
+    from paramdelta.insight.score_plot import checked_plot, write_plot
+    from paramdelta.insight.score_table import Table, read_table
+    from paramdelta.insight.scores import transfer_report
+
+    path = None if plot is None else checked_plot(plot)
+    report = transfer_report(table if isinstance(table, Table) else read_table(table), min_gain)
+    if path is not None:
+        write_plot(report, path)
+    return report
 
 
 def _require_settings(io: str, workers: int | None) -> None:

@@ -290,6 +290,39 @@ def inspect(*, checkpoint: str, as_json: bool) -> None:
 
 
 @commands.command()
+@click.argument("table", metavar="SCORES.csv")
+@click.option(
+    "--min-gain",
+    type=float,
+    metavar="POINTS",
+    help="Leave benchmarks out of the mean that is recovered where reference and new base are closer."
+    "  [default: 1% of the largest score]",
+)
+@click.option("--plot", metavar="FILE", help="Draw a chart, too: .svg, .png or .pdf; replaces FILE. Needs matplotlib.")
+@_output_options
+def score(*, table: str, min_gain: float | None, plot: str | None, as_json: bool) -> None:
+    """Say how much of post-training a merge carries over, from benchmark scores.
+
+    SCORES.csv, or - for a pipe, has the columns benchmark, new_base, merged and reference: the scores of the new base,
+    of the merged model, and of the new base post-trained directly. It may have group and seed, too.
+
+    Transfer efficiency is told in both senses: the slope of merged over reference scores, and the share of the gain
+    from new base to reference that the merge recovers. Intervals have a confidence of 95%, by resampling benchmarks.
+
+    Exit codes: 0 done; 2 usage, a table that does not parse; 3 the table is missing or cannot be read; 5 the chart
+    cannot be written; 1 a bug.
+    """
+    from paramdelta import api
+    from paramdelta.cli import scores
+
+    report = api.score(scores.piped() if table == "-" else table, min_gain=min_gain, plot=plot)
+    if as_json:
+        click.echo(json.dumps(scores.report_json(report, plot)))
+    else:
+        scores.show_report(report)
+
+
+@commands.command()
 @click.argument("output", metavar="OUT")
 @click.option("--recompute", is_flag=True, help="Compute every element again, from the inputs in OUT/recipe.yaml.")
 @click.option(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from paramdelta.benchmark import Benchmark
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.engine.progress import Progress
+    from paramdelta.insight.scores import ScoreWarning
     from paramdelta.planning.plan import Plan
     from paramdelta.planning.recipe import Recipe
     from paramdelta.planning.warnings import PlanWarning
@@ -243,12 +244,12 @@ def show_plan(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> None:
     for shard in plan.shards:
         ops = Counter(plan.operations[place].op for place in shard.operations)
         described = ", ".join(f"{count} {op}" for op, count in ops.items())
-        table.add_row(_plain(shard.name), f"{len(shard.begins):,}", format_size(shard.data_bytes), described)
-    console = _console()
-    console.print(table)
+        table.add_row(plain(shard.name), f"{len(shard.begins):,}", format_size(shard.data_bytes), described)
+    screen = console()
+    screen.print(table)
     for car in plan.sidecars:
-        console.print(_plain(car.name).append(f" from {car.donor}"), highlight=False)
-    console.print(
+        screen.print(plain(car.name).append(f" from {car.donor}"), highlight=False)
+    screen.print(
         f"{len(plan.operations):,} tensors; reads {format_size(plan.bytes_read)},"
         f" writes {format_size(plan.bytes_written)}, holds {format_size(memory)} of RAM",
         highlight=False,
@@ -285,18 +286,18 @@ def show_benchmark(result: Benchmark) -> None:
     for each in result.estimates:
         room, moved = format_size(each.room_bytes), format_size(each.bytes_moved)
         expected.add_row(f"three {each.model} models, bf16", moved, room, _duration(each.seconds))
-    console = _console()
-    console.print(measured)
-    console.print()
-    console.print(expected)
-    console.print(
+    screen = console()
+    screen.print(measured)
+    screen.print()
+    screen.print(expected)
+    screen.print(
         f"four files of {format_size(result.file_bytes)} in {printable(result.directory)}, removed again;"
         f" peak RAM {format_size(result.peak_rss_bytes)}",
         highlight=False,
     )
 
 
-def show_warning(warning: PlanWarning) -> None:
+def show_warning(warning: PlanWarning | ScoreWarning) -> None:
     """Print a warning on standard error."""
     print(f"warning: {printable(warning.message)} ({warning.code})", file=sys.stderr)
 
@@ -350,13 +351,14 @@ def _standard(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _console() -> Any:
+def console() -> Any:
+    """Return where tables are printed: standard output, as wide as the terminal."""
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
-def _plain(name: str) -> Any:
+def plain(name: str) -> Any:
     """Return a name from a file as text that carries neither markup nor control characters."""
     from rich.text import Text
 
