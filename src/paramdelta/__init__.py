@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paramdelta.api import (
+        analyze,
+        analyze_recipe,
         estimate_memory,
         inspect,
         merge,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
         UnsupportedCheckpointError,
         VerificationError,
     )
+    from paramdelta.insight.analysis import Analysis
     from paramdelta.insight.scores import Transfer, TransferReport
     from paramdelta.planning.plan import Plan
     from paramdelta.planning.policies import Policies
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "paramdelta.api": (
+        "analyze",
+        "analyze_recipe",
         "estimate_memory",
         "inspect",
         "merge",
@@ -72,6 +77,7 @@ _HOMES = {
         "UnsupportedCheckpointError",
         "VerificationError",
     ),
+    "paramdelta.insight.analysis": ("Analysis",),
     "paramdelta.insight.scores": ("Transfer", "TransferReport"),
     "paramdelta.planning.plan": ("Plan",),
     "paramdelta.planning.policies": ("Policies",),
@@ -83,6 +89,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Analysis",
     "BudgetError",
     "CancelledError",
     "Checkpoint",
@@ -106,6 +113,8 @@ __all__ = [
     "UnsupportedCheckpointError",
     "Verification",
     "VerificationError",
+    "analyze",
+    "analyze_recipe",
     "estimate_memory",
     "inspect",
     "merge",

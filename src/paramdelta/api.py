@@ -26,7 +26,8 @@ from paramdelta.errors import (
     ParamDeltaError,
     RecipeError,
 )
-from paramdelta.insight.norms import describe_all
+from paramdelta.insight.summary import statistics_of
+from paramdelta.planning.dissection import dissect
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe, checked_path
 from paramdelta.planning.units import format_size, parse_size
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from paramdelta.engine.failure import Failure
     from paramdelta.engine.progress import Progress
+    from paramdelta.insight.analysis import Analysis
     from paramdelta.insight.score_table import Table
     from paramdelta.insight.scores import TransferReport
     from paramdelta.planning.layout import OutputShard
@@ -215,7 +217,7 @@ def merge_recipe(
             if outcome.nonfinite and not allow_nonfinite:
                 raise nonfinite_error(made, outcome)
             documents = _documents(made, path, losses_of(outcome))
-            statistics = describe_all(made, outcome.measured)
+            statistics = statistics_of(made, outcome)
             receipt = compose_receipt(made, outcome, documents, directory.sidecar_digests, statistics)
             directory.publish(receipt, documents)
     except ParamDeltaError as error:
@@ -224,6 +226,69 @@ def merge_recipe(
         error.remedy = " ".join(filter(None, (error.remedy, kept))) or None
         raise
     return published(path, made, started, outcome, budget, resumed, statistics["total"])
+
+
+def analyze(
+    post: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    new_base: str | os.PathLike[str],
+    *,
+    policies: Policies | None = None,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    io: str = "auto",
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> Analysis:
+    """Return what the delta ``post - base`` comes to, beside what has become of its base: norms, angles, counts.
+
+    All three are read as in `merge`, and the same arithmetic is done; nothing is written.
+
+    Args:
+        policies: what to do where the checkpoints do not fit each other; by default that is an error.
+        memory: most RAM that the whole process may hold, as in `merge`; so are all other arguments.
+
+    Raises:
+        RecipeError: an argument does not parse.
+        CheckpointError: an input is missing, damaged or not supported.
+        MismatchError: the checkpoints do not fit each other.
+        InputChangedError: an input changed while it was read.
+        BudgetError: ``memory`` is below what works.
+        CancelledError: ``cancelled`` was set.
+    """
+    recipe = Recipe.of(post, base, new_base, policies=policies)
+    return analyze_recipe(recipe, memory=memory, workers=workers, io=io, on_progress=on_progress, cancelled=cancelled)
+
+
+def analyze_recipe(
+    recipe: Recipe,
+    *,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    io: str = "auto",
+    on_warning: Callable[[PlanWarning], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> Analysis:
+    """Return what the deltas of any recipe come to, and the angles between them. Arguments and errors as `analyze`."""
+    started = time.perf_counter()
+    _require_settings(io, workers)
+    most = None if memory is None else parse_size(memory, "memory")
+    made = make_plan(recipe)
+    if on_warning is not None:
+        for warning in made.warnings:
+            on_warning(warning)
+    process.raise_open_file_limit()
+    dissection = dissect(made)
+    budget = _budget(dissection.plan, most, workers, io, cancelled)
+    require_backend(made.files, io)
+    from paramdelta.engine import pipeline
+    from paramdelta.engine.discard import Discard
+    from paramdelta.insight.analysis import analyse
+
+    outcome = pipeline.run(dissection.plan, budget, io, Discard(), on_progress, cancelled)
+    seconds = time.perf_counter() - started
+    return analyse(made, dissection, outcome, seconds=seconds, peak_rss_bytes=process.peak_rss())
 
 
 def verify(

@@ -22,6 +22,8 @@ from paramdelta.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from paramdelta.planning.recipe import Recipe
+
 
 def main() -> NoReturn:
     """Run the command line and exit with the code that the README documents."""
@@ -92,38 +94,18 @@ class _Alpha(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is neither a number nor PATTERN=NUMBER", param, ctx)
 
 
-def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say what to merge, and pass them on as one request."""
+def _inputs(*, required: bool) -> list[Callable[..., Any]]:
+    """Return the options that name the three checkpoints."""
+    return [
+        click.option("--post", required=required, metavar="P", help="The post-trained checkpoint."),
+        click.option("--base", required=required, metavar="B", help="The base that it was trained from."),
+        click.option("--new-base", required=required, metavar="N", help="The updated base that gets the delta."),
+    ]
 
-    @functools.wraps(command)
-    def wrapped(**options: Any) -> None:
-        names = ("post", "base", "new_base", "dtype", "shard_size", "trust_remote_code")
-        given = {name: options.pop(name) for name in names}
-        named = ("vocab", "on_missing", "on_mismatch", "fp8", "include", "exclude")
-        policies = {name: options.pop(name) for name in named}
-        alphas = options.pop("alpha")
 
-        def request() -> dict[str, Any]:
-            general = [alpha for pattern, alpha in alphas if pattern is None]
-            by_pattern = {pattern: alpha for pattern, alpha in alphas if pattern is not None}
-            if len(by_pattern) + len(general) < len(alphas):
-                raise RecipeError("alpha: a pattern is given twice", remedy="The last pattern that matches counts.")
-            alpha = general[-1] if general else 1.0
-            return {**given, "alpha": alpha, "alphas": by_pattern, "policies": Policies(**policies)}
-
-        command(request=request, **options)
-
-    options = [
-        click.option("--post", required=True, metavar="P", help="The post-trained checkpoint."),
-        click.option("--base", required=True, metavar="B", help="The base that it was trained from."),
-        click.option("--new-base", required=True, metavar="N", help="The updated base that gets the delta."),
-        click.option(
-            "--alpha",
-            type=_Alpha(),
-            multiple=True,
-            metavar="[PATTERN=]FLOAT",
-            help="Coefficient of the delta, or of tensors whose names match; may be repeated.  [default: 1]",
-        ),
+def _fits() -> list[Callable[..., Any]]:
+    """Return the options that say which tensors are merged, and what to do where checkpoints do not fit."""
+    return [
         click.option("--include", multiple=True, metavar="PATTERN", help="Merge only these tensors; may be repeated."),
         click.option(
             "--exclude", multiple=True, metavar="PATTERN", help="Leave these as the new base has them; may be repeated."
@@ -149,6 +131,47 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Whose tensor is taken where shapes or kinds of dtype differ.",
         ),
+    ]
+
+
+def _added(options: list[Callable[..., Any]], command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with options, in their order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what to merge, and pass them on as one request."""
+
+    @functools.wraps(command)
+    def wrapped(**options: Any) -> None:
+        names = ("post", "base", "new_base", "dtype", "shard_size", "trust_remote_code")
+        given = {name: options.pop(name) for name in names}
+        named = ("vocab", "on_missing", "on_mismatch", "fp8", "include", "exclude")
+        policies = {name: options.pop(name) for name in named}
+        alphas = options.pop("alpha")
+
+        def request() -> dict[str, Any]:
+            general = [alpha for pattern, alpha in alphas if pattern is None]
+            by_pattern = {pattern: alpha for pattern, alpha in alphas if pattern is not None}
+            if len(by_pattern) + len(general) < len(alphas):
+                raise RecipeError("alpha: a pattern is given twice", remedy="The last pattern that matches counts.")
+            alpha = general[-1] if general else 1.0
+            return {**given, "alpha": alpha, "alphas": by_pattern, "policies": Policies(**policies)}
+
+        command(request=request, **options)
+
+    options = [
+        *_inputs(required=True),
+        click.option(
+            "--alpha",
+            type=_Alpha(),
+            multiple=True,
+            metavar="[PATTERN=]FLOAT",
+            help="Coefficient of the delta, or of tensors whose names match; may be repeated.  [default: 1]",
+        ),
+        *_fits(),
         click.option(
             "--fp8",
             type=click.Choice(CHOICES["fp8"]),
@@ -169,9 +192,7 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--trust-remote-code", is_flag=True, help="Take the checkpoints' own Python files along."),
     ]
-    for option in reversed(options):
-        wrapped = option(wrapped)
-    return wrapped
+    return _added(options, wrapped)
 
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -183,6 +204,19 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         command(settings={name: options.pop(name) for name in names}, **options)
 
     options = [
+        *_limits(),
+        click.option("--overwrite", is_flag=True, help="Replace what an earlier merge wrote to OUT."),
+        click.option(
+            "--allow-nonfinite", is_flag=True, help="Publish a result in which elements became infinite or NaN."
+        ),
+        click.option("--quiet", is_flag=True, help="No progress, no warnings."),
+    ]
+    return _added(options, wrapped)
+
+
+def _limits() -> list[Callable[..., Any]]:
+    """Return the options that say what a run may take of the machine."""
+    return [
         click.option(
             "--memory",
             metavar="SIZE",
@@ -192,15 +226,28 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--io", type=click.Choice(IO_CHOICES), default="auto", show_default=True, help="How inputs are read."
         ),
-        click.option("--overwrite", is_flag=True, help="Replace what an earlier merge wrote to OUT."),
-        click.option(
-            "--allow-nonfinite", is_flag=True, help="Publish a result in which elements became infinite or NaN."
-        ),
-        click.option("--quiet", is_flag=True, help="No progress, no warnings."),
     ]
-    for option in reversed(options):
-        wrapped = option(wrapped)
-    return wrapped
+
+
+def _analysis_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what to analyse, and pass them on as a recipe to be read."""
+
+    @functools.wraps(command)
+    def wrapped(*, recipe: str | None, **options: Any) -> None:
+        names = ("post", "base", "new_base")
+        given = {name: options.pop(name) for name in names}
+        policies = {name: options.pop(name) for name in ("include", "exclude", "vocab", "on_missing", "on_mismatch")}
+        settings = {name: options.pop(name) for name in ("memory", "workers", "io")}
+
+        def read() -> Recipe:
+            from paramdelta.cli import analysis
+
+            return analysis.requested(recipe, given, policies)
+
+        command(read=read, settings=settings, **options)
+
+    argument = click.argument("recipe", metavar="[RECIPE]", required=False)
+    return _added([argument, *_inputs(required=False), *_fits(), *_limits()], wrapped)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -320,6 +367,47 @@ def score(*, table: str, min_gain: float | None, plot: str | None, as_json: bool
         click.echo(json.dumps(scores.report_json(report, plot)))
     else:
         scores.show_report(report)
+
+
+@commands.command()
+@_analysis_options
+@click.option("--csv", metavar="FILE", help="Write a row for each tensor and delta to FILE, which is replaced.")
+@click.option("--html", metavar="FILE", help="Write a report with plots to FILE, to be opened in a browser.")
+@click.option("--plots", metavar="DIR", help="Write the plots below DIR, each by itself.")
+@click.option(
+    "--plot-format", type=click.Choice(["svg", "png"]), default="svg", show_default=True, help="What --plots writes."
+)
+@click.option("--quiet", is_flag=True, help="No progress, no warnings.")
+@_output_options
+def analyze(
+    *,
+    read: Callable[[], Recipe],
+    settings: dict[str, Any],
+    csv: str | None,
+    html: str | None,
+    plots: str | None,
+    plot_format: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Say what a delta is like before it is merged: norms, angles, and what speaks against it.
+
+    Everything is read and computed as in a merge; no weights are written. Give P, B and N, or a RECIPE file (YAML) with
+    any number of deltas, of which the angles between each two are told as well.
+
+    Warnings: wrong-lineage (the checkpoints are no relatives), post-equals-base, new-base-equals-base, layer-untouched,
+    vocabulary-rows (some have changed far more than most). They are no failure: the exit code is 0.
+    """
+    from paramdelta.cli import analysis
+    from paramdelta.cli.signals import cancel_on_signals
+
+    wanted = analysis.Wanted(csv, html, plots, plot_format)
+    with cancel_on_signals() as cancelled:
+        found = analysis.analyze_shown(read(), settings, wanted, cancelled, quiet=quiet)
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    else:
+        analysis.show(found)
 
 
 @commands.command()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from paramdelta.benchmark import Benchmark
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.engine.progress import Progress
-    from paramdelta.insight.scores import ScoreWarning
+    from paramdelta.insight.notice import Notice
     from paramdelta.planning.plan import Plan
     from paramdelta.planning.recipe import Recipe
     from paramdelta.planning.warnings import PlanWarning
@@ -42,7 +42,7 @@ def merge_shown(
             recipe, output, **settings, on_warning=on_warning, on_progress=on_progress, cancelled=cancelled
         )
 
-    result = _with_progress(merge, "merging", quiet=quiet)
+    result = with_progress(merge, "merging", quiet=quiet)
     if not quiet:
         _show_nonfinite(result)
     return result
@@ -55,7 +55,7 @@ def verify_shown(output: str, settings: dict[str, Any], cancelled: threading.Eve
     def verify(on_progress: Callable[[Progress], None] | None) -> Verification:
         return api.verify(output, **settings, on_progress=on_progress, cancelled=cancelled)
 
-    return _with_progress(verify, "verifying", quiet=quiet)
+    return with_progress(verify, "verifying", quiet=quiet)
 
 
 def verify_line(result: Verification) -> str:
@@ -88,7 +88,7 @@ def verify_json(result: Verification) -> dict[str, Any]:
     return asdict(result) | {"failures": [failure._asdict() for failure in result.failures]}
 
 
-def _with_progress(work: Callable[[Callable[[Progress], None] | None], T], doing: str, *, quiet: bool) -> T:
+def with_progress(work: Callable[[Callable[[Progress], None] | None], T], doing: str, *, quiet: bool) -> T:
     """Do something under a progress bar on a terminal, under plain lines elsewhere, under nothing where ``quiet``."""
     if quiet:
         return work(None)
@@ -297,7 +297,7 @@ def show_benchmark(result: Benchmark) -> None:
     )
 
 
-def show_warning(warning: PlanWarning | ScoreWarning) -> None:
+def show_warning(warning: PlanWarning | Notice) -> None:
     """Print a warning on standard error."""
     print(f"warning: {printable(warning.message)} ({warning.code})", file=sys.stderr)
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from paramdelta.engine.sums import DeltaSums, is_measured
+from paramdelta.engine.sums import DeltaSums
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from paramdelta.engine.sums import Measured
-    from paramdelta.planning.plan import Plan
+AVERAGED: Final = (
+    "delta_norm",
+    "base_shift_norm",
+    "base_norm",
+    "relative_delta",
+    "relative_shift",
+    "cosine",
+    "base_cosine",
+    "changed_share",
+)
+"""Of what a mean over tensors says something: each then counts alike, however many elements it has."""
 
 
 def describe(sums: DeltaSums, elements: int) -> dict[str, Any]:
@@ -31,8 +40,8 @@ def describe(sums: DeltaSums, elements: int) -> dict[str, Any]:
         "base_norm": _finite(base),
         "relative_delta": _ratio(norm, base),
         "relative_shift": _ratio(shift, base),
-        "cosine": _cosine(sums.products, norm, shift),
-        "base_cosine": _cosine(sums.base_squares + sums.base_products, base, new_base),
+        "cosine": cosine_of(sums.products, norm, shift),
+        "base_cosine": cosine_of(sums.base_squares + sums.base_products, base, new_base),
         "max_abs_delta": sums.largest,
         "changed": sums.changed,
         "changed_share": sums.changed / elements if elements else 0.0,
@@ -55,25 +64,13 @@ def total(tensors: Iterable[DeltaSums]) -> DeltaSums:
     )
 
 
-def describe_all(plan: Plan, measured: Mapping[str, Measured]) -> dict[str, Any]:
-    """Return what each delta comes to, in each tensor and in all of them together, as plain data.
-
-    Args:
-        measured: by tensor; those without deltas are not there.
-    """
-    elements = {
-        operation.name: sum(part.elements for part in operation.parts if is_measured(plan, part))
-        for operation in plan.operations
-        if operation.name in measured
-    }
-    deltas = max((len(found.deltas) for found in measured.values()), default=0)
-    count = sum(elements[name] for name in measured)
-    return {
-        "total": [describe(total(found.deltas[k] for found in measured.values()), count) for k in range(deltas)],
-        "tensors": {
-            name: [describe(sums, elements[name]) for sums in found.deltas] for name, found in measured.items()
-        },
-    }
+def mean_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return the means over tensors of what `describe` says of each; None where none of them says anything."""
+    means: dict[str, float | None] = {}
+    for field in AVERAGED:
+        numbers = [row[field] for row in rows if row[field] is not None]
+        means[field] = _finite(_sum(numbers) / len(numbers)) if numbers else None
+    return means
 
 
 def _sum(numbers: Iterable[float]) -> float:
@@ -84,7 +81,7 @@ def _sum(numbers: Iterable[float]) -> float:
         return math.nan
 
 
-def _cosine(product: float, one: float, other: float) -> float | None:
+def cosine_of(product: float, one: float, other: float) -> float | None:
     """Return that of the angle between two vectors, given their product and norms; rounding never leads beyond 1."""
     size = one * other
     return max(-1.0, min(1.0, product / size)) if 0.0 < size < math.inf and math.isfinite(product) else None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from paramdelta.checkpoint.wording import listed, quoted
 from paramdelta.errors import RecipeError
 from paramdelta.insight.bootstrap import Estimate, estimate
+from paramdelta.insight.notice import Notice
 from paramdelta.insight.score_table import title
 
 if TYPE_CHECKING:
@@ -26,13 +27,6 @@ if TYPE_CHECKING:
 _LEAST_SHARE: Final = 0.01
 _FLAT: Final = 1e-12  # what rounding can leave of a variance that is zero
 _SLACK: Final = 1 - 1e-9  # 2.3 - 1.3 is a little less than 1
-
-
-class ScoreWarning(NamedTuple):
-    """Something to know of a table of scores: a code for scripts, a message for people."""
-
-    code: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +77,7 @@ class TransferReport:
     groups: dict[str, Transfer]
     scores: tuple[Score, ...]
     min_gain: float
-    warnings: tuple[ScoreWarning, ...]
+    warnings: tuple[Notice, ...]
 
 
 def transfer_report(table: Table, min_gain: float | None = None) -> TransferReport:
@@ -218,18 +212,18 @@ def _largest(score: Score) -> float:
     return max(abs(score.new_base), abs(score.merged), abs(score.reference))
 
 
-def _warnings(table: Table, min_gain: float) -> Iterator[ScoreWarning]:
+def _warnings(table: Table, min_gain: float) -> Iterator[Notice]:
     """Yield what makes the numbers of a table doubtful."""
     if table.unused:
-        yield ScoreWarning("unused-column", f"columns that are not known: {listed([*map(quoted, table.unused)])}")
+        yield Notice("unused-column", f"columns that are not known: {listed([*map(quoted, table.unused)])}")
     largest = max(map(_largest, table.scores))
     shares = [each for each in table.scores if 0 < _largest(each) <= 1]
     if largest > 2 and shares:
         message = (
             f"no score above 1 in {listed([*map(title, shares)])}, up to {largest:g} elsewhere: are the units the same?"
         )
-        yield ScoreWarning("units", message)
+        yield Notice("units", message)
     left_out = [each for each in table.scores if recovered(each, min_gain) is None]
     if left_out:
         message = f"reference and new base differ by less than {min_gain:.3g} in {listed([*map(title, left_out)])}"
-        yield ScoreWarning("small-gain", f"{message}: left out of the mean that is recovered")
+        yield Notice("small-gain", f"{message}: left out of the mean that is recovered")

@@ -1,0 +1,118 @@
+"""An analysis on request: what is asked for, where it goes, progress while it is made."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from paramdelta.cli.display import show_warning, with_progress
+from paramdelta.errors import OutputError, RecipeError
+from paramdelta.planning.policies import Policies
+from paramdelta.planning.recipe import Recipe
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from paramdelta.engine.progress import Progress
+    from paramdelta.insight.analysis import Analysis
+
+_OPTIONS = {"post": "--post", "base": "--base", "new_base": "--new-base"}
+_PLOTS = "pip install 'paramdelta[plots]' has what they need."
+
+
+class Wanted(NamedTuple):
+    """What an analysis is written to, beside the terminal: files and a directory, as the user spelt them."""
+
+    csv: str | None
+    html: str | None
+    plots: str | None
+    plot_format: str
+
+
+def requested(recipe: str | None, given: dict[str, str | None], policies: dict[str, Any]) -> Recipe:
+    """Return what is to be analysed: what the options name, or a recipe file.
+
+    Raises:
+        RecipeError: it is neither of the two, or both; or the file does not parse, or holds several merges.
+        CheckpointError: the file is missing.
+    """
+    named = [name for name, path in given.items() if path is not None]
+    if recipe is None:
+        missing = [option for name, option in _OPTIONS.items() if name not in named]
+        if missing:
+            raise RecipeError(f"{', '.join(missing)}: missing", remedy="Give all three checkpoints, or a recipe file.")
+        return Recipe.of(
+            str(given["post"]), str(given["base"]), str(given["new_base"]), policies=Policies(**policies)
+        )
+    if named or Policies(**policies) != Policies():
+        raise RecipeError("a recipe file says all of it: no options beside it", file=recipe)
+    from paramdelta.planning.recipe_file import read_recipes
+
+    merges = read_recipes(recipe)
+    if len(merges) != 1:
+        raise RecipeError(f"holds {len(merges)} merges", file=recipe, remedy="Analyse them one by one.")
+    return merges[0].recipe
+
+
+def analyze_shown(
+    recipe: Recipe, settings: dict[str, Any], wanted: Wanted, cancelled: threading.Event, *, quiet: bool
+) -> Analysis:
+    """Analyse, with progress and the plan's warnings on standard error, and write what is wanted."""
+    from paramdelta import api
+
+    _require_places(wanted)
+
+    def analyze(on_progress: Callable[[Progress], None] | None) -> Analysis:
+        on_warning = None if quiet else show_warning
+        return api.analyze_recipe(
+            recipe, **settings, on_warning=on_warning, on_progress=on_progress, cancelled=cancelled
+        )
+
+    found = with_progress(analyze, "analysing", quiet=quiet)
+    _write(found.to_json(), wanted)
+    return found
+
+
+def show(found: Analysis) -> None:
+    """Print what people read."""
+    from paramdelta.cli.analysis_view import show_analysis
+
+    show_analysis(found.to_json())
+
+
+def _require_places(wanted: Wanted) -> None:
+    """Refuse at once what would be refused after an hour of reading."""
+    if (wanted.html or wanted.plots) and importlib.util.find_spec("matplotlib") is None:
+        raise OutputError("plots are drawn by matplotlib, which is not installed", remedy=_PLOTS)
+    for file in filter(None, (wanted.csv, wanted.html)):
+        path = Path(file)
+        if path.is_dir():
+            raise OutputError("is a directory", file=file, remedy="Name a file.")
+        if not path.parent.is_dir():
+            raise OutputError("its directory does not exist", file=file, remedy="Make it, or name another file.")
+    if wanted.plots and Path(wanted.plots).exists() and not Path(wanted.plots).is_dir():
+        raise OutputError("is not a directory", file=wanted.plots, remedy="Name a directory.")
+
+
+def _write(found: dict[str, Any], wanted: Wanted) -> None:
+    if wanted.csv:
+        from paramdelta.insight.csv_table import write_csv
+
+        try:
+            with Path(wanted.csv).open("w", encoding="utf-8", newline="") as file:
+                write_csv(found, file)
+        except OSError as error:
+            raise OutputError(f"cannot be written: {error.strerror}", file=wanted.csv) from error
+    if wanted.html:
+        from paramdelta.insight.report import html_report
+
+        try:
+            Path(wanted.html).write_text(html_report(found), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot be written: {error.strerror}", file=wanted.html) from error
+    if wanted.plots:
+        from paramdelta.insight.plots import export_plots
+
+        export_plots(found, Path(wanted.plots), f".{wanted.plot_format}")
