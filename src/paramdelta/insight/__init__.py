@@ -1,1 +1,1 @@
-"""What the numbers mean: those that runs add up, and those of benchmarks."""
+"""What the numbers that a run adds up mean, how they are shown, and how merges score."""
