@@ -72,7 +72,7 @@ scale: $(VENV)/.dev  ## plan 70B and 671B from headers alone; writes bench/SCALE
 	$(BIN)/python -m bench.scale
 
 lowest: .venv-lowest/.made  ## run the tests with the oldest dependencies that are promised
-	.venv-lowest/bin/python -m pytest -n auto -m "not real"
+	.venv-lowest/bin/python -m pytest -n auto -m "not real and not browser"
 
 clean:  ## remove the virtual environments and caches
 	rm -rf .venv .venv-lowest .venv-peers .venv-real .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -103,5 +103,5 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 
 .venv-lowest/.made: pyproject.toml tests/lowest.txt
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[test]'
+	.venv-lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[test,plots]'
 	@touch $@
