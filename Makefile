@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint types docs real exact faults fuzz bench bench-3b curves bench-check scale length squeeze backends batch evict statistics lowest clean
+.PHONY: help demo test browser lint types docs real exact faults fuzz bench bench-3b curves bench-check scale length squeeze backends batch evict statistics lowest clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -12,7 +12,11 @@ demo: $(VENV)/.core  ## make a small triple, merge it, check every element
 	$(BIN)/paramdelta demo
 
 test: $(VENV)/.dev  ## run the tests
-	$(BIN)/python -m pytest -n auto -m "not real"
+	$(BIN)/python -m pytest -n auto -m "not real and not browser"
+
+browser: $(VENV)/.dev  ## open the report of an analysis in Chromium: does it sort, filter, print, load nothing?
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { echo "apt-get install chromium"; exit 1; }
+	$(BIN)/python -m pytest -m browser tests/insight
 
 lint: $(VENV)/.dev  ## ruff: style and format
 	$(BIN)/ruff check .
