@@ -396,8 +396,8 @@ def score(
 
     Raises:
         CheckpointError: the table is missing or cannot be read.
-        RecipeError: it does not parse, or an argument does not; or matplotlib is needed and not installed.
-        OutputError: the chart cannot be written.
+        RecipeError: it does not parse, or an argument does not.
+        OutputError: the chart cannot be written, or matplotlib is needed and not installed.
     """
     from paramdelta.insight.score_plot import checked_plot, write_plot
     from paramdelta.insight.score_table import Table, read_table

@@ -99,6 +99,6 @@ def test_a_chart_says_its_format_by_its_ending(name: str) -> None:
 
 def test_without_matplotlib_there_is_a_remedy_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(RecipeError, match="matplotlib") as caught:
+    with pytest.raises(OutputError, match="matplotlib") as caught:
         paramdelta.score("nowhere.csv", plot="c.svg")
     assert "pip install 'paramdelta[plots]'" in (caught.value.remedy or "")

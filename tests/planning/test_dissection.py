@@ -30,7 +30,7 @@ def plan_of(tmp_path: Path, rows: tuple[int, int, int], policies: Policies | Non
 
 def bytes_of(plan: Plan, name: str) -> list[tuple[object, ...]]:
     """Return where every element of a tensor comes from, and with which coefficients."""
-    found = []
+    found: list[tuple[object, ...]] = []
     for operation in plan.operations:
         if operation.name == name or operation.name.startswith(f"{name}["):
             for part in operation.parts:

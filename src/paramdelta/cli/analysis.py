@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paramdelta.cli.display import show_warning, with_progress
 from paramdelta.errors import OutputError, RecipeError
+from paramdelta.insight.drawing import require_matplotlib
+from paramdelta.insight.files import replace_file
 from paramdelta.planning.policies import Policies
 from paramdelta.planning.recipe import Recipe
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from paramdelta.insight.analysis import Analysis
 
 _OPTIONS = {"post": "--post", "base": "--base", "new_base": "--new-base"}
-_PLOTS = "pip install 'paramdelta[plots]' has what they need."
 
 
 class Wanted(NamedTuple):
@@ -43,9 +44,7 @@ def requested(recipe: str | None, given: dict[str, str | None], policies: dict[s
         missing = [option for name, option in _OPTIONS.items() if name not in named]
         if missing:
             raise RecipeError(f"{', '.join(missing)}: missing", remedy="Give all three checkpoints, or a recipe file.")
-        return Recipe.of(
-            str(given["post"]), str(given["base"]), str(given["new_base"]), policies=Policies(**policies)
-        )
+        return Recipe.of(str(given["post"]), str(given["base"]), str(given["new_base"]), policies=Policies(**policies))
     if named or Policies(**policies) != Policies():
         raise RecipeError("a recipe file says all of it: no options beside it", file=recipe)
     from paramdelta.planning.recipe_file import read_recipes
@@ -75,17 +74,17 @@ def analyze_shown(
     return found
 
 
-def show(found: Analysis) -> None:
-    """Print what people read."""
-    from paramdelta.cli.analysis_view import show_analysis
-
-    show_analysis(found.to_json())
+def as_json(found: Analysis) -> dict[str, Any]:
+    """Return an analysis as scripts read it: with one delta, what is said of that is there by itself, too."""
+    data = found.to_json()
+    [first, *others] = data["deltas"]
+    return data if others else data | {field: first[field] for field in ("tensors", "groups", "total")}
 
 
 def _require_places(wanted: Wanted) -> None:
     """Refuse at once what would be refused after an hour of reading."""
-    if (wanted.html or wanted.plots) and importlib.util.find_spec("matplotlib") is None:
-        raise OutputError("plots are drawn by matplotlib, which is not installed", remedy=_PLOTS)
+    if wanted.html or wanted.plots:
+        require_matplotlib()
     for file in filter(None, (wanted.csv, wanted.html)):
         path = Path(file)
         if path.is_dir():
@@ -100,18 +99,13 @@ def _write(found: dict[str, Any], wanted: Wanted) -> None:
     if wanted.csv:
         from paramdelta.insight.csv_table import write_csv
 
-        try:
-            with Path(wanted.csv).open("w", encoding="utf-8", newline="") as file:
-                write_csv(found, file)
-        except OSError as error:
-            raise OutputError(f"cannot be written: {error.strerror}", file=wanted.csv) from error
+        table = io.StringIO(newline="")
+        write_csv(found, table)
+        replace_file(Path(wanted.csv), table.getvalue().encode())
     if wanted.html:
         from paramdelta.insight.report import html_report
 
-        try:
-            Path(wanted.html).write_text(html_report(found), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot be written: {error.strerror}", file=wanted.html) from error
+        replace_file(Path(wanted.html), html_report(found).encode())
     if wanted.plots:
         from paramdelta.insight.plots import export_plots
 

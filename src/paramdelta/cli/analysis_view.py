@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paramdelta.checkpoint.wording import printable
 from paramdelta.cli.display import show_warning
-from paramdelta.insight.numbers import MODULES, NOTHING, cosine, number, share
-from paramdelta.planning.warnings import PlanWarning
+from paramdelta.insight.notice import Notice
+from paramdelta.insight.numbers import NOTHING, cosine, number, share
+from paramdelta.insight.roles import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +39,7 @@ def show_analysis(analysis: Analysis, *, tensors: bool = False) -> None:
     from rich.console import Console
 
     for warning in analysis["warnings"]:
-        show_warning(PlanWarning(warning["code"], warning["message"]))
+        show_warning(Notice(warning["code"], warning["message"]))
     console = Console(width=_WIDTH, highlight=False)
     several = len(analysis["deltas"]) > 1
     for place, delta in enumerate(analysis["deltas"], 1):

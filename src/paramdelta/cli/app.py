@@ -371,6 +371,7 @@ def score(*, table: str, min_gain: float | None, plot: str | None, as_json: bool
 
 @commands.command()
 @_analysis_options
+@click.option("--tensors", is_flag=True, help="Print a line for each tensor, too.")
 @click.option("--csv", metavar="FILE", help="Write a row for each tensor and delta to FILE, which is replaced.")
 @click.option("--html", metavar="FILE", help="Write a report with plots to FILE, to be opened in a browser.")
 @click.option("--plots", metavar="DIR", help="Write the plots below DIR, each by itself.")
@@ -387,6 +388,7 @@ def analyze(
     html: str | None,
     plots: str | None,
     plot_format: str,
+    tensors: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -399,15 +401,16 @@ def analyze(
     vocabulary-rows (some have changed far more than most). They are no failure: the exit code is 0.
     """
     from paramdelta.cli import analysis
+    from paramdelta.cli.analysis_view import show_analysis
     from paramdelta.cli.signals import cancel_on_signals
 
     wanted = analysis.Wanted(csv, html, plots, plot_format)
     with cancel_on_signals() as cancelled:
         found = analysis.analyze_shown(read(), settings, wanted, cancelled, quiet=quiet)
     if as_json:
-        click.echo(json.dumps(found.to_json()))
+        click.echo(json.dumps(analysis.as_json(found)))
     else:
-        analysis.show(found)
+        show_analysis(found.to_json(), tensors=tensors)
 
 
 @commands.command()

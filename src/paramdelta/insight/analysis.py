@@ -15,7 +15,7 @@ from paramdelta.insight.notice import Notice
 from paramdelta.insight.summary import Row, Tensor, described, grouped, pairs, summed_up, tensors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from paramdelta.engine.progress import Outcome
     from paramdelta.engine.sums import DeltaSums
@@ -27,7 +27,7 @@ FAR: Final = 0.5
 and what post-training and continued pre-training change is a few hundredths."""
 
 STRANGE: Final = 0.5
-"""The cosine between base and new base below which they are two models: of random ones it is 0, of relatives nearly 1."""
+"""The cosine between base and new base below which they are two models: of strangers it is 0, of relatives nearly 1."""
 
 STANDS_OUT: Final = 8.0
 """How many times the median change of rows of a vocabulary makes a block of them stand out."""
@@ -85,9 +85,7 @@ class Analysis:
         }
 
 
-def analyse(
-    plan: Plan, dissection: Dissection, outcome: Outcome, *, seconds: float, peak_rss_bytes: int
-) -> Analysis:
+def analyse(plan: Plan, dissection: Dissection, outcome: Outcome, *, seconds: float, peak_rss_bytes: int) -> Analysis:
     """Return what a run over a dissected plan has found.
 
     Args:
@@ -118,9 +116,7 @@ def analyse(
     )
 
 
-def _whole(
-    plan: Plan, dissection: Dissection, outcome: Outcome
-) -> tuple[dict[str, Measured], dict[str, NonFinite]]:
+def _whole(plan: Plan, dissection: Dissection, outcome: Outcome) -> tuple[dict[str, Measured], dict[str, NonFinite]]:
     """Return what is known of blocks of rows, by tensors of the plan."""
     pieces: dict[str, list[Measured]] = {}
     for name, found in outcome.measured.items():
@@ -221,13 +217,11 @@ def _of_rows(name: str, blocks: Sequence[tuple[range, DeltaSums]]) -> Iterator[N
     """Yield which blocks of rows of a vocabulary have changed far more than most."""
     changes = [math.sqrt(sums.squares / len(rows)) for rows, sums in blocks]
     usual = median(changes)
-    found = [
-        (rows, change) for (rows, _), change in zip(blocks, changes, strict=True) if change > STANDS_OUT * usual
-    ]
+    found = [(rows, change) for (rows, _), change in zip(blocks, changes, strict=True) if change > STANDS_OUT * usual]
     if found and usual > 0.0:
         shown = [f"{rows.start} to {rows.stop - 1} ({change / usual:.0f} times)" for rows, change in found]
         yield Notice(
             "vocabulary-rows",
-            f"rows of {quoted(clipped(name))} have changed far more than the median of all: {listed(shown)}: tokens that"
-            " the base had not learned, or another vocabulary",
+            f"rows of {quoted(clipped(name))} have changed far more than the median of all: {listed(shown)}. Their"
+            " tokens are new, or another vocabulary's",
         )

@@ -82,6 +82,21 @@ _NUMBER: Final = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 _REFERENCE: Final = re.compile(r"#(\w+)")
 
 
+def require_matplotlib() -> None:
+    """See that plots can be drawn.
+
+    Raises:
+        OutputError: matplotlib is not there, or cannot be imported.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise OutputError(
+            f"plots need matplotlib, which cannot be imported: {error}",
+            remedy="Install it: pip install 'paramdelta[plots]'",
+        ) from error
+
+
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Any]:
     """Give a figure to draw on, in inches.
@@ -89,11 +104,10 @@ def drawing(width: float, height: float) -> Iterator[Any]:
     Raises:
         OutputError: matplotlib is not there.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OutputError("plots need matplotlib", remedy="pip install 'paramdelta[plots]'") from None
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context(_STYLE):
         yield Figure(figsize=(width, height), layout="constrained")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paramdelta.insight.drawing import LIGHT, tip
-from paramdelta.insight.numbers import MODULES, NOTHING, cosine
+from paramdelta.insight.numbers import NOTHING, cosine
 from paramdelta.insight.plot import LayerAxis, Plot, called
+from paramdelta.insight.roles import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -7,8 +7,9 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from paramdelta.insight.drawing import LIGHT, tip
-from paramdelta.insight.numbers import MODULES, number, share
+from paramdelta.insight.numbers import number, share
 from paramdelta.insight.plot import Plot
+from paramdelta.insight.roles import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

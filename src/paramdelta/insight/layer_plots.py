@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from paramdelta.insight.drawing import LIGHT, tip
-from paramdelta.insight.numbers import MODULES, number
+from paramdelta.insight.numbers import number
 from paramdelta.insight.plot import LayerAxis, Plot, called
+from paramdelta.insight.roles import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,7 +116,7 @@ def _legend(panels: Sequence[Any]) -> tuple[list[Any], list[str]]:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     shown = [module for module in MODULES if module in found]
-    return [found[module] for module in shown], shown
+    return [found[module] for module in shown], [*shown]
 
 
 def _ranges(groups: Sequence[Row], field: str) -> str:

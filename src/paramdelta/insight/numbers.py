@@ -8,8 +8,6 @@ from typing import Final, NamedTuple
 NOTHING: Final = "–"
 """Stands where there is nothing to say."""
 
-MODULES: Final[tuple[str, ...]] = ("attention", "mlp", "norm", "embedding", "head", "other")
-
 _LARGEST_FIXED: Final = 5  # the power of ten that is still written out
 
 
@@ -66,8 +64,8 @@ QUANTITIES: Final = (
     Quantity("base_norm", "‖base‖", "length of the base"),
     Quantity("elements", "elements", "how many there are"),
     Quantity("left_out", "left out", "elements that are in no number, for one of the three is not finite"),
-    Quantity("infinities", "infinite", "elements that are infinite"),
-    Quantity("nans", "NaN", "elements that are not a number"),
+    Quantity("infinities", "infinite", "elements of the output that become infinite, though no input is"),
+    Quantity("nans", "NaN", "elements of the output that become NaN"),
 )
 EXCEPTIONS: Final = frozenset({"left_out", "infinities", "nans"})
 """Fields that are shown only where one of them is not 0."""

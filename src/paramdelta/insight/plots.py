@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from paramdelta.checkpoint.wording import printable
 from paramdelta.errors import OutputError, RecipeError
+from paramdelta.insight.files import replace_file
 from paramdelta.insight.heat_maps import cosines, pairs
 from paramdelta.insight.histograms import changes
 from paramdelta.insight.layer_plots import norms, relative
@@ -50,8 +52,8 @@ def export_plots(analysis: Analysis, target: str | Path, kind: str = ".svg") -> 
         content = plot.png() if kind == ".png" else plot.svg().encode()
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
         except OSError as error:
-            raise OutputError(f"cannot be written: {error.strerror}", file=str(path)) from error
+            raise OutputError(f"cannot be made: {error.strerror}", file=printable(str(directory))) from error
+        replace_file(path, content)
         written.append(path)
     return written

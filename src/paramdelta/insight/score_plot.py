@@ -1,20 +1,21 @@
-"""A chart of benchmark scores and of what a merge recovers: needs matplotlib, which nothing else here does."""
+"""A chart of benchmark scores and of what a merge recovers: needs matplotlib."""
 
 from __future__ import annotations
 
 import io
 import itertools
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from paramdelta.checkpoint.wording import clipped, printable, quoted
-from paramdelta.errors import OutputError, RecipeError
+from paramdelta.errors import RecipeError
+from paramdelta.insight.drawing import require_matplotlib
+from paramdelta.insight.files import replace_file
 from paramdelta.planning.recipe import checked_path
-from paramdelta.storage.sink import output_refused
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     from paramdelta.insight.score_table import Score
@@ -55,19 +56,14 @@ def checked_plot(file: str | os.PathLike[str]) -> Path:
     """Return the path of a chart that can be drawn.
 
     Raises:
-        RecipeError: it does not end in a format that is drawn, or matplotlib is not installed.
+        RecipeError: it does not end in a format that is drawn.
+        OutputError: matplotlib is not installed.
     """
     path = Path(checked_path(file, "plot"))
     if _format(path) not in _METADATA:
         endings = ", ".join(f".{name}" for name in _METADATA)
         raise RecipeError(f"plot: {quoted(path.name)} ends in none of {endings}", remedy="The ending says the format.")
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise RecipeError(
-            f"plot: matplotlib, which draws it, cannot be imported: {error}",
-            remedy="Install it: pip install 'paramdelta[plots]'",
-        ) from error
+    require_matplotlib()
     return path
 
 
@@ -80,18 +76,7 @@ def write_plot(report: TransferReport, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    content = drawn(report, _format(path))
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        try:
-            fresh.write_bytes(content)
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
-    except OSError as error:
-        raise output_refused(error, path) from error
-    except ValueError as error:  # a name that no system call takes
-        raise OutputError(f"cannot be written: {error}", file=printable(str(path))) from error
+    replace_file(path, drawn(report, _format(path)))
 
 
 def drawn(report: TransferReport, kind: str) -> bytes:

@@ -100,9 +100,7 @@ def pairs(tensors: Sequence[Tensor], deltas: int) -> list[Row]:
             "first": first,
             "second": second,
             "cosine": _cosine_between(tensors, first, second),
-            "layers": [
-                {"layer": layer, "cosine": _cosine_between(layers[layer], first, second)} for layer in ordered
-            ],
+            "layers": [{"layer": layer, "cosine": _cosine_between(layers[layer], first, second)} for layer in ordered],
         }
         for first, second in _each_two(deltas)
     ]
