@@ -222,8 +222,8 @@ def test_what_a_receipt_says_is_verified_or_refused(finished: Path, data: st.Dat
     receipt = json.loads(good)
     entry = data.draw(st.sampled_from(receipt["files"]))
     entry[data.draw(st.sampled_from(sorted(entry)))] = data.draw(digests | trees)
-    receipts = st.just(receipt) | changed_tree(receipt)
-    raw = data.draw(changed(good) | receipts.map(lambda tree: json.dumps(tree).encode()) | st.just(sealed(receipt)))
+    receipts, whole = st.just(receipt) | changed_tree(receipt), b"".join(sealed(receipt))
+    raw = data.draw(changed(good) | receipts.map(lambda tree: json.dumps(tree).encode()) | st.just(whole))
     (finished / RECEIPT).write_bytes(raw)
     try:
         result = paramdelta.verify(finished, workers=1, recompute=data.draw(st.integers(0, 9)) == 0)

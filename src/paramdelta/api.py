@@ -433,6 +433,11 @@ def _manifest_bytes(plan: Plan) -> int:
     return 2_000 * len(plan.operations)
 
 
+def _statistics_bytes(plan: Plan) -> int:
+    """Return what the sums of a run take until it has written its receipt, as measured."""
+    return 800 * len(plan.operations) * len(plan.recipe.deltas)
+
+
 def _budget(
     plan: Plan, memory: int | None, workers: int | None, io: str, cancelled: threading.Event | None = None
 ) -> budgets.Budget:
@@ -450,7 +455,7 @@ def _budget(
     for prepare in kernels.preparations(summed, scaled=scaled):
         _stop_if(cancelled)
         prepare()
-    used = psutil.Process().memory_info().rss
+    used = psutil.Process().memory_info().rss + _statistics_bytes(plan)
     shape, largest = budgets.Shape.of(plan.operations), largest_window(plan, io)
     return budgets.decide(memory, workers, shape, used, process.peak_rss(), largest)
 

@@ -110,7 +110,7 @@ def test_a_receipt_whose_claims_make_no_sense_is_damaged(
     (output / RECEIPT).write_text(json.dumps(receipt))
     result = paramdelta.verify(output, recompute=recompute)
     assert (result.ok, result.failures[0].file, result.bytes_read) == (False, RECEIPT, 0)
-    (output / RECEIPT).write_bytes(sealed(receipt))
+    (output / RECEIPT).write_bytes(b"".join(sealed(receipt)))
     with pytest.raises(CheckpointError, match="by another version") as caught:
         paramdelta.verify(output)
     assert caught.value.exit_code == 3

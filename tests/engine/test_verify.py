@@ -154,7 +154,7 @@ def change_receipt(output: Path, change: Callable[[dict[str, Any]], None]) -> No
     """Forge a receipt, its seal with it."""
     receipt = json.loads((output / RECEIPT).read_text())
     change(receipt)
-    (output / RECEIPT).write_bytes(sealed(receipt))
+    (output / RECEIPT).write_bytes(b"".join(sealed(receipt)))
 
 
 def entry_of(receipt: dict[str, Any], name: str) -> dict[str, Any]:

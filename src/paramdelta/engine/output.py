@@ -141,7 +141,7 @@ class OutputDirectory:
             for file in self._plan.files:
                 check_identity(file)
             self._check_sidecars()
-            _write_durably(self._staging / RECEIPT, [sealed(receipt)])
+            _write_durably(self._staging / RECEIPT, sealed(receipt))
             for name in DOCUMENTS:
                 _write_durably(self._staging / name, [documents[name]])
             if self._plan.layout.index is not None:

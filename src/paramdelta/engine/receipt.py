@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ from paramdelta.planning.provenance import listed_inputs
 from paramdelta.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from paramdelta.engine.digests import Digest
@@ -33,8 +34,10 @@ SEAL: Final = "sha256"
 """The last field of a receipt: SHA-256 of all its bytes, with zeros in the place of these 64 digits."""
 
 # 16 digits for each 4 MiB of shards: 5.6 MB for a 671B model in bf16. New infinities in all of its 90,000 tensors would
-# take 12 MB more, and statistics 370 bytes a tensor and delta: 33 MB.
+# take 12 MB more, and statistics 600 bytes a tensor and delta: 55 MB.
 MOST_BYTES: Final = 512 << 20
+_PIECE: Final = 1 << 20
+_EXPANDED: Final = 2  # objects in objects in the outermost one are the last that get a line for each entry
 _ZEROS: Final = b"0" * 64
 _BEFORE_SEAL: Final = f'"{SEAL}": "'.encode()
 _FIELDS_BEFORE_SEALS: Final = frozenset(
@@ -128,11 +131,48 @@ def _relative_error(lost: Requantised) -> float:
     return math.sqrt(lost.error / lost.size) if lost.size else 0.0
 
 
-def sealed(receipt: Mapping[str, Any]) -> bytes:
-    """Return a receipt as it is written: with a digest of itself, so that damage anywhere in it shows."""
-    blank = f"{json.dumps({**receipt, SEAL: _ZEROS.decode()}, indent=2)}\n".encode()
-    head, _, tail = blank.rpartition(_ZEROS)
-    return head + hashlib.sha256(blank).hexdigest().encode() + tail
+def sealed(receipt: Mapping[str, Any]) -> Iterator[bytes]:
+    """Yield a receipt as it is written, piece by piece: with a digest of itself, so that damage anywhere in it shows.
+
+    What it says of each tensor is on a line of its own, and need not be in memory: any mapping will do.
+    """
+    digest = hashlib.sha256()
+    fields = {name: value for name, value in receipt.items() if name != SEAL}
+    for piece in _pieces(_expanded(fields, 0)):
+        digest.update(piece)
+        yield piece
+    before, after = b",\n  " + _BEFORE_SEAL, b'"\n}\n'
+    digest.update(before + _ZEROS + after)
+    yield before + digest.hexdigest().encode() + after
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[bytes]:
+    """Put texts together until they are worth a write."""
+    held: list[str] = []
+    size = 0
+    for text in texts:
+        held.append(text)
+        size += len(text)
+        if size >= _PIECE:
+            yield "".join(held).encode()
+            held, size = [], 0
+    yield "".join(held).encode()
+
+
+def _expanded(value: Mapping[str, Any] | Sequence[Any], depth: int) -> Iterator[str]:
+    """Yield JSON over several lines; the outermost object stays open."""
+    is_mapping = isinstance(value, Mapping)
+    yield "{" if is_mapping else "["
+    indent = "  " * (depth + 1)
+    for place, entry in enumerate(value):
+        yield f"{',' if place else ''}\n{indent}{f'{json.dumps(entry)}: ' if is_mapping else ''}"
+        inner = value[entry] if isinstance(value, Mapping) else entry
+        if depth < _EXPANDED and isinstance(inner, Mapping | list | tuple) and inner:
+            yield from _expanded(inner, depth + 1)
+        else:
+            yield json.dumps(inner)
+    if depth:
+        yield f"\n{'  ' * depth}{'}' if is_mapping else ']'}"
 
 
 def seal_flaw(raw: bytes, receipt: Mapping[str, Any]) -> str | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from array import array
 from typing import TYPE_CHECKING, Any, Final
 
 from paramdelta.engine.sums import DeltaSums
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 AVERAGED: Final = (
     "delta_norm",
@@ -64,13 +65,14 @@ def total(tensors: Iterable[DeltaSums]) -> DeltaSums:
     )
 
 
-def mean_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def mean_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
     """Return the means over tensors of what `describe` says of each; None where none of them says anything."""
-    means: dict[str, float | None] = {}
-    for field in AVERAGED:
-        numbers = [row[field] for row in rows if row[field] is not None]
-        means[field] = _finite(_sum(numbers) / len(numbers)) if numbers else None
-    return means
+    numbers = {field: array("d") for field in AVERAGED}
+    for row in rows:
+        for field, known in numbers.items():
+            if row[field] is not None:
+                known.append(row[field])
+    return {field: _finite(_sum(known) / len(known)) if known else None for field, known in numbers.items()}
 
 
 def _sum(numbers: Iterable[float]) -> float:

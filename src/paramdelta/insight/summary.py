@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paramdelta.engine.progress import NonFinite
@@ -11,7 +12,7 @@ from paramdelta.insight.norms import cosine_of, describe, mean_of, total
 from paramdelta.insight.roles import MODULES, Role, role_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from paramdelta.engine.progress import Outcome
     from paramdelta.engine.sums import Measured
@@ -61,8 +62,24 @@ def statistics_of(plan: Plan, outcome: Outcome) -> Row:
     return {
         "total": [summed_up(tensors, k) for k in deltas],
         "groups": [grouped(tensors, k) for k in deltas],
-        "tensors": {tensor.operation.name: [described(tensor, k) for k in deltas] for tensor in tensors},
+        "tensors": _Rows(tensors, deltas),
     }
+
+
+class _Rows(Mapping[str, list[Row]]):
+    """What each delta comes to in each tensor, by name: told when asked for: there may be 100,000 of them."""
+
+    def __init__(self, tensors: Sequence[Tensor], deltas: range) -> None:
+        self._tensors, self._deltas = {tensor.operation.name: tensor for tensor in tensors}, deltas
+
+    def __getitem__(self, name: str) -> list[Row]:
+        return [described(self._tensors[name], k) for k in self._deltas]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def described(tensor: Tensor, k: int) -> Row:
@@ -77,7 +94,7 @@ def summed_up(tensors: Sequence[Tensor], k: int) -> Row:
     counts = NonFinite(
         sum(tensor.nonfinite.infinities for tensor in tensors), sum(tensor.nonfinite.nans for tensor in tensors)
     )
-    means = mean_of([describe(tensor.measured.deltas[k], tensor.elements) for tensor in tensors])
+    means = mean_of(describe(tensor.measured.deltas[k], tensor.elements) for tensor in tensors)
     return {"tensors": len(tensors), **_row(elements, together, counts), "mean": means}
 
 
