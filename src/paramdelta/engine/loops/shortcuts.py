@@ -198,18 +198,32 @@ def retry_bf16(new: np.int64, post: np.int64, base: np.int64, out: int, size: in
 
 
 @part
-def try_f16(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) -> bool:
-    """Sum a block in f32 and say whether every sum was exact and finite."""
-    errors = top = U32(0)
+def try_f16(
+    new: np.int64, post: np.int64, base: np.int64, out: int, size: int, spread: int
+) -> tuple[bool, np.uint32, np.uint32]:
+    """Sum a block in f32 and say whether every sum, delta and shift was exact and every sum finite.
+
+    Returns:
+        That; the bits of the largest delta; how many deltas are not zero. ``spread`` is filled as by `plain_bf16`.
+    """
+    errors = top = largest = changed = U32(0)
     for i in range(size):
         n, p, b = load16(new, i), load16(post, i), load16(base, i)
-        u, low_u = two_sum(widen_f16(p), -widen_f16(b))
-        t, low_t = two_sum(u, widen_f16(n))
-        errors = U32(errors | U32(bits32(low_u) | bits32(low_t)))
+        wide_n, wide_b = widen_f16(n), widen_f16(b)
+        u, low_u = two_sum(widen_f16(p), -wide_b)
+        t, low_t = two_sum(u, wide_n)
+        v, low_v = two_sum(wide_n, -wide_b)
+        errors = U32(errors | U32(U32(bits32(low_u) | bits32(low_t)) | bits32(low_v)))
         code = round_to_f16(bits32(t + _PLUS_0))
         top = max(top, U32(code & U32(0x7FFF)))
         store16(out, i, n if p == b else (p if n == b else U16(code)))
-    return bool(top < U32(0x7C00) and U32(errors << U32(1)) == U32(0))
+        magnitude = U32(bits32(u) & _MAGNITUDE)
+        largest = max(largest, magnitude)
+        changed = U32(changed + min(magnitude, U32(1)))
+        store32(spread, i, bits32(u))
+        store32(spread + SHIFTS, i, bits32(v))
+        store32(spread + BASES, i, bits32(wide_b))
+    return bool(top < U32(0x7C00) and U32(errors << U32(1)) == U32(0)), largest, changed
 
 
 @part
@@ -261,13 +275,12 @@ def _in_f64(read: Any, widen: Any) -> Callable[..., None]:
 
 
 add_wide_bf16 = _in_f64(load16, widen_bf16)
-add_wide_f16 = _in_f64(load16, widen_f16)
 add_wide_f32 = _in_f64(load32, float32)
 
 
 @part
-def add_run_bf16(sums: int, spread: int, size: int, largest: np.uint32, changed: np.uint32) -> None:
-    """Add up what `plain_bf16` has spread of some blocks: at most `RUN` elements."""
+def add_run(sums: int, spread: int, size: int, largest: np.uint32, changed: np.uint32) -> None:
+    """Add up what was spread of some blocks: at most `RUN` elements."""
     if size > 0:
         add_block(sums, dots_f32(spread, size), (np.float64(float32(largest)), int(changed)))
 
@@ -296,15 +309,15 @@ def skim_bf16(addresses: int, out: int, begin: int, end: int, sums_at: int, spre
                 sign_zeros_bf16(n, p, b, out + at, size)
             largest, changed = max(largest, greatest), U32(changed + more)
             if start + size - added == RUN:
-                add_run_bf16(sums_at, spread_at, RUN, largest, changed)
+                add_run(sums_at, spread_at, RUN, largest, changed)
                 added, largest, changed = start + size, U32(0), U32(0)
             continue
-        add_run_bf16(sums_at, spread_at, start - added, largest, changed)
+        add_run(sums_at, spread_at, start - added, largest, changed)
         if not (try_bf16(n, p, b, out + at, size) or retry_bf16(n, p, b, out + at, size)):
             return start
         add_wide_bf16(sums_at, n, p, b, size, spread_at)
         added, largest, changed = start + size, U32(0), U32(0)
-    add_run_bf16(sums_at, spread_at, end - added, largest, changed)
+    add_run(sums_at, spread_at, end - added, largest, changed)
     return end
 
 
@@ -312,13 +325,23 @@ def skim_bf16(addresses: int, out: int, begin: int, end: int, sums_at: int, spre
 def skim_f16(addresses: int, out: int, begin: int, end: int, sums_at: int, spread_at: int) -> int:
     """Fuse F16 as `skim_bf16` does BF16."""
     new, post, base = np.int64(load64(addresses, 0)), np.int64(load64(addresses, 1)), np.int64(load64(addresses, 2))
+    added = begin  # up to where deltas are added up
+    largest = changed = U32(0)  # of those since
     for start in range(begin, end, BLOCK):
         size, at = min(BLOCK, end - start), 2 * start
         n, p, b = new + at, post + at, base + at
         fetch_ahead(n, 2 * BLOCK)
-        if not try_f16(n, p, b, out + at, size):
+        fetch_ahead(p, 2 * BLOCK)
+        fetch_ahead(b, 2 * BLOCK)
+        exact, greatest, more = try_f16(n, p, b, out + at, size, spread_at + 4 * (start - added))
+        if not exact:
+            add_run(sums_at, spread_at, start - added, largest, changed)
             return start
-        add_wide_f16(sums_at, n, p, b, size, spread_at)
+        largest, changed = max(largest, greatest), U32(changed + more)
+        if start + size - added == RUN:
+            add_run(sums_at, spread_at, RUN, largest, changed)
+            added, largest, changed = start + size, U32(0), U32(0)
+    add_run(sums_at, spread_at, end - added, largest, changed)
     return end
 
 
