@@ -164,3 +164,40 @@ def test_the_merged_model_answers(loaded: Loaded) -> None:
         tokens = loaded.model.generate(**prompt, max_new_tokens=24, do_sample=False)
     answer = loaded.tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
     assert "Paris" in answer
+
+
+def warned(post: Path, base: Path, new_base: Path) -> list[str]:
+    """Returns what an analysis warns of."""
+    found = json.loads(run(COMMAND, "analyze", "--post", post, "--base", base, "--new-base", new_base, "--json"))
+    return [warning["code"] for warning in found["warnings"]]
+
+
+def test_relatives_give_no_alarm(merged: Merged) -> None:
+    assert warned(merged.post, merged.base, merged.new_base) == []
+
+
+def test_another_model_of_the_same_shape_as_base_gives_one(merged: Merged, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(merged.base)
+    stranger = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    stranger.save_pretrained(tmp_path / "stranger")
+    assert warned(merged.post, tmp_path / "stranger", merged.new_base) == ["wrong-lineage"]
+
+
+def test_an_analysis_counts_what_the_merge_has_counted(merged: Merged) -> None:
+    inputs = ("--post", merged.post, "--base", merged.base, "--new-base", merged.new_base)
+    total = json.loads(run(COMMAND, "analyze", *inputs, "--json"))["total"]
+    [counted] = merged.report["deltas"]
+    assert total.keys() == counted.keys()
+    for field, value in counted.items():
+        if field != "mean":
+            assert total[field] == pytest.approx(value, rel=1e-12, abs=1e-12), field
+    norms = [np.square(difference(merged, name)).sum() for name in Weights(merged.base).weight_map]
+    assert total["delta_norm"] == pytest.approx(float(np.sqrt(np.sum(norms))), rel=1e-12)
+
+
+def difference(merged: Merged, name: str) -> NDArray[np.float64]:
+    """Returns a tensor of the delta."""
+    post, base = (Weights(path).tensor(name).to(torch.float64).numpy() for path in (merged.post, merged.base))
+    found: NDArray[np.float64] = post - base
+    return found
