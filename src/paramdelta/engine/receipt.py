@@ -170,7 +170,7 @@ def _expanded(value: Mapping[str, Any] | Sequence[Any], depth: int) -> Iterator[
         if depth < _EXPANDED and isinstance(inner, Mapping | list | tuple) and inner:
             yield from _expanded(inner, depth + 1)
         else:
-            yield json.dumps(inner)
+            yield json.dumps(dict(inner) if isinstance(inner, Mapping) else inner)
     if depth:
         yield f"\n{'  ' * depth}{'}' if is_mapping else ']'}"
 
