@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from paramdelta.checkpoint.dtypes import DTYPES
+from paramdelta.engine.digests import LEAF
 from paramdelta.errors import BudgetError
 from paramdelta.planning.units import format_size
 from paramdelta.storage.pages import PAGE
@@ -52,6 +53,7 @@ class Shape:
         grain: most bytes of a row of blocks that is written, which windows do not cut; 1 where there are none.
         edges: most bytes of scales that a window needs beyond those of its share.
         block: most elements of a block that is written, which are held in f64.
+        outputs: how many are made at once, of the same inputs.
     """
 
     operands: int
@@ -59,10 +61,11 @@ class Shape:
     grain: int = 1
     edges: int = 0
     block: int = 0
+    outputs: int = 1
 
     @classmethod
-    def of(cls, operations: Iterable[Operation]) -> Self:
-        """Return the shape of a plan's operations."""
+    def of(cls, operations: Iterable[Operation], outputs: int = 1) -> Self:
+        """Return the shape of a plan's operations, made for so many outputs at once."""
         operands = bytes_per_byte = grain = 1
         edges = block = 0
         for operation in operations:
@@ -79,7 +82,7 @@ class Shape:
                 operands = max(operands, len(part.operands) + len(scales))
                 bytes_per_byte = max(bytes_per_byte, -(-share // DTYPES[operation.dtype].bits))
                 edges = max(edges, sum(2 * scale.row_bytes for scale in scales))
-        return cls(operands, bytes_per_byte, grain, edges, block)
+        return cls(operands, bytes_per_byte, grain, edges, block, outputs)
 
     @property
     def least_window(self) -> int:
@@ -93,8 +96,12 @@ class Shape:
         return self.bytes_per_byte * (window + 2 * ALIGNMENT) + slack
 
     def worker(self, window: int) -> int:
-        """Return the bytes of RAM that one worker takes: inputs, and the window with a page of slack on either side."""
-        return self.arena(window) + window + 2 * ALIGNMENT + 8 * self.block
+        """Return the bytes of RAM that one worker takes: inputs, and the window with a page of slack on either side.
+
+        Each further output has a window of its own, and two leaves of its digest that the window's boundaries cut.
+        """
+        made = window + 2 * ALIGNMENT
+        return self.arena(window) + made + (self.outputs - 1) * (made + 2 * LEAF) + 8 * self.block
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +149,8 @@ def decide(
         raise BudgetError(
             f"a memory budget of {format_size(memory)} is too small: the least that works here is {told} MB",
             remedy=f"Use --memory {told}MB or more."
-            + (f" Fewer than {workers} workers need less." if workers and workers > 1 else ""),
+            + (f" Fewer than {workers} workers need less." if workers and workers > 1 else "")
+            + (f" Fewer than {shape.outputs} outputs at once need less." if shape.outputs > 1 else ""),
         )
     free = memory - used - RESERVE
     chosen = workers or default_workers()

@@ -1,8 +1,9 @@
 """Windows through workers: read, fuse, write, each in its place, in any order, within the budget.
 
 Every worker takes the next window, reads what it needs, computes it and writes it, in buffers of its own that last for
-the whole run; reading, computing and writing overlap because there are more workers than processors. The calling
-thread hands out progress, finishes shards, and is where Ctrl-C arrives.
+the whole run; reading, computing and writing overlap because there are more workers than processors. A run may make
+several outputs that differ in coefficients alone: each window is read once, and made for every output that lacks it.
+The calling thread hands out progress, finishes shards, and is where Ctrl-C arrives.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from paramdelta.engine.feed import Feed
+from paramdelta.engine.feed import Feed, Lane, Variant
 from paramdelta.engine.inputs import Inputs, check_identity, files_of, last_uses
 from paramdelta.engine.progress import FinishedShard, NonFinite, Outcome, Progress, Requantised
 from paramdelta.engine.worker import Event, Worker, Written
@@ -42,9 +43,28 @@ def run(
     """Carry a plan out.
 
     Args:
-        io: ``auto``, ``mmap``, ``pread`` or ``direct``.
-        done: shards that an earlier run has finished.
         target: where the shards go.
+        done: shards that an earlier run has finished.
+
+    Other arguments and errors as `run_together`.
+    """
+    [outcome] = run_together([Variant(plan, target, tuple(done))], budget, io, on_progress, cancelled)
+    return outcome
+
+
+def run_together(
+    variants: Sequence[Variant],
+    budget: Budget,
+    io: str,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> list[Outcome]:
+    """Carry out plans that differ in coefficients alone, and read no byte more than once for all of them.
+
+    Args:
+        variants: at least one; what ends the run for one of them ends it for all.
+        budget: for as many outputs.
+        io: ``auto``, ``mmap``, ``pread`` or ``direct``.
         on_progress: called from this thread, after every window.
         cancelled: set it, from any thread, to stop the run.
 
@@ -54,14 +74,15 @@ def run(
         OutputError: the output cannot be written.
         CancelledError: the run was cancelled.
     """
+    plan = variants[0].plan
     inputs = Inputs(plan.files, io)
-    done = tuple(done)
-    feed = Feed(plan, budget, target, frozenset(shard.number for shard in done))
+    lanes = [Lane(number, variant) for number, variant in enumerate(variants)]
+    feed = Feed(lanes, budget)
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     workers: list[Worker] = []
-    completion = _Completion(plan, inputs, feed, target, done)
+    completion = _Completion(lanes, inputs)
     try:
-        _start(workers, plan, budget, inputs, feed, events)
+        _start(workers, len(lanes), budget, inputs, feed, events)
         for written in _written_windows(events, len(workers), cancelled):
             completion.add(written)
             if on_progress is not None:
@@ -69,13 +90,13 @@ def run(
     finally:
         feed.stop()
         _close_behind(workers, inputs, feed)
-    finished = sorted(completion.finished, key=lambda shard: shard.number)
-    return Outcome(tuple(finished), tuple(sorted(inputs.backends)))
+    backends = tuple(sorted(inputs.backends))
+    return [Outcome(tally.all_finished(), backends) for tally in completion.tallies]
 
 
 def _start(
     workers: list[Worker],
-    plan: Plan,
+    outputs: int,
     budget: Budget,
     inputs: Inputs,
     feed: Feed,
@@ -84,7 +105,7 @@ def _start(
     """Start the budget's workers, each added to ``workers`` before it runs: none is ever forgotten."""
     try:
         for number in range(budget.workers):
-            workers.append(Worker(number, plan, budget, inputs, feed, events))
+            workers.append(Worker(number, outputs, budget, inputs, feed, events))
             workers[-1].start()
     except (OSError, RuntimeError, MemoryError) as error:  # no address space, or no more threads
         raise BudgetError(
@@ -132,21 +153,53 @@ def _written_windows(
 class _Completion:
     """Counts what is written; finishes each shard after its last window, and closes inputs that are no longer read."""
 
-    def __init__(self, plan: Plan, inputs: Inputs, feed: Feed, target: Target, done: Sequence[FinishedShard]) -> None:
-        self._plan, self._inputs, self._feed, self._target = plan, inputs, feed, target
-        sizes = [shard.size for shard in plan.shards]
-        numbers = {shard.number for shard in done}
-        self._missing = [0 if number in numbers else size for number, size in enumerate(sizes)]
-        self._ended_files = last_uses(plan)
+    def __init__(self, lanes: Sequence[Lane], inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._ended_files = last_uses(lanes[0].plan)
         self._complete_up_to = 0
-        self._nonfinite: dict[int, NonFinite] = {}
-        self._sums: dict[int, Sums] = {}
-        self.finished = list(done)
-        resumed = sum(sizes) - sum(self._missing)
-        self.progress = Progress(resumed, sum(sizes), len(done), len(sizes), resumed)
+        self.tallies = [_Tally(lane) for lane in lanes]
+        total = sum(shard.size for lane in lanes for shard in lane.plan.shards)
+        resumed = total - sum(sum(tally.missing) for tally in self.tallies)
+        shards, done = sum(len(lane.plan.shards) for lane in lanes), sum(len(lane.done) for lane in lanes)
+        self.progress = Progress(resumed, total, done, shards, resumed)
 
     def add(self, written: Written) -> None:
-        """Take note of a written window. Raises as `run`."""
+        """Take note of a written window. Raises as `run_together`."""
+        is_last = self.tallies[written.lane].add(written)
+        if is_last:
+            self._close_inputs()
+        done = self.progress.done + written.window.end - written.window.begin
+        self.progress = replace(self.progress, done=done, shards_done=self.progress.shards_done + is_last)
+
+    def _close_inputs(self) -> None:
+        """Close what no later shard reads, once all outputs have all shards up to there."""
+        while self._complete_up_to < len(self._ended_files):
+            if any(tally.missing[self._complete_up_to] for tally in self.tallies):
+                return
+            self._inputs.close(self._ended_files[self._complete_up_to])
+            self._complete_up_to += 1
+
+
+class _Tally:
+    """What is written of one output, and counted in it.
+
+    Attributes:
+        missing: bytes of each shard that are still to be written.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane, self._plan = lane, lane.plan
+        self.missing = [shard.size if n in lane.missing else 0 for n, shard in enumerate(lane.plan.shards)]
+        self._nonfinite: dict[int, NonFinite] = {}
+        self._sums: dict[int, Sums] = {}
+        self._finished = list(lane.done)
+
+    def all_finished(self) -> tuple[FinishedShard, ...]:
+        """Return the shards that are finished, in order, those of earlier runs too."""
+        return tuple(sorted(self._finished, key=lambda shard: shard.number))
+
+    def add(self, written: Written) -> bool:
+        """Take note of a written window; return whether its shard is finished now. Raises as `run_together`."""
         window = written.window
         for place, counts in written.nonfinite.items():
             self._nonfinite[place] = self._nonfinite.get(place, NonFinite(0, 0)).plus(counts)
@@ -155,31 +208,26 @@ class _Completion:
                 self._sums[place].add(sums)
             else:
                 self._sums[place] = sums
-        size = window.end - window.begin
-        self._missing[window.shard] -= size
-        shards_done = self.progress.shards_done
-        if self._missing[window.shard] == 0:
-            self._finish(window.shard)
-            shards_done += 1
-        self.progress = replace(self.progress, done=self.progress.done + size, shards_done=shards_done)
+        self.missing[window.shard] -= window.end - window.begin
+        if self.missing[window.shard]:
+            return False
+        self._finish(window.shard)
+        return True
 
     def _finish(self, number: int) -> None:
         shard = self._plan.shards[number]
-        self._feed.take_sink(number).finish()
+        self._lane.take_sink(number).finish()
         for place in files_of(self._plan, shard):
             check_identity(self._plan.files[place])
         finished = self._sum_up(number)
-        self.finished.append(finished)
-        self._target.completed(finished)
-        while self._complete_up_to < len(self._missing) and self._missing[self._complete_up_to] == 0:
-            self._inputs.close(self._ended_files[self._complete_up_to])
-            self._complete_up_to += 1
+        self._finished.append(finished)
+        self._lane.target.completed(finished)
 
     def _sum_up(self, number: int) -> FinishedShard:
         operations, places = self._plan.operations, self._plan.shards[number].operations
         return FinishedShard(
             number,
-            self._feed.digesters.pop(number).result(),
+            self._lane.digesters.pop(number).result(),
             {operations[place].name: self._nonfinite.pop(place) for place in places if place in self._nonfinite},
             tuple(self._sum_bands(place) for place in places if operations[place].blocks is not None),
             {operations[place].name: self._sums.pop(place).measured for place in places if place in self._sums},
@@ -189,9 +237,9 @@ class _Completion:
         """Return what a tensor lost, and forget its scales: they are written."""
         operation = self._plan.operations[place]
         count = -(-operation.elements // operation.grain) if operation.elements else 0
-        losses = self._feed.losses.pop(place, {})
+        losses = self._lane.losses.pop(place, {})
         cut = [number for number in range(count) if number not in losses]  # rows whose scales a boundary cuts
-        for number, band in zip(cut, self._feed.bands.take((place, number) for number in cut), strict=True):
+        for number, band in zip(cut, self._lane.bands.take((place, number) for number in cut), strict=True):
             losses[number] = band.error, band.size
         errors, sizes = (math.fsum(sums) for sums in zip(*losses.values(), strict=True)) if losses else (0.0, 0.0)
         return Requantised(operation.name, errors, sizes)
