@@ -22,8 +22,8 @@ from bench.machine import describe
 from bench.report import table
 from bench.scale import shapes_70b
 from bench.triple import MODELS
-from paramdelta import api
 from paramdelta.engine import pipeline
+from paramdelta.merging import budget_of
 from paramdelta.planning.plan import make_plan
 from paramdelta.planning.recipe import Recipe
 from paramdelta.storage.process import peak_rss
@@ -70,7 +70,7 @@ def run_here(root: Path) -> dict[str, object]:
     """Merge the three below a directory into nothing; return what that cost, and RSS along the way."""
     started = time.perf_counter()
     plan = make_plan(Recipe.of(*(root / role for role in ROLES)))
-    budget = api._budget(plan, None, None, "auto")
+    budget = budget_of([plan], None, None, "auto")
     process, along = psutil.Process(), list[int]()
 
     def look(progress: Progress) -> None:

@@ -57,6 +57,7 @@ def test_data_goes_one_way_through_the_packages() -> None:
         "engine",
         "insight",
         "results",
+        "merging",
         "api",
         "demo",
         "benchmark",

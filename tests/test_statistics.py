@@ -108,7 +108,7 @@ def test_every_way_to_do_the_work_finds_the_same(
 
 @pytest.mark.parametrize("window", [61_440, 249_856, 1 << 20])
 def test_windows_do_not_matter(root: Path, tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paramdelta.api.largest_window", lambda *_: window)
+    monkeypatch.setattr("paramdelta.merging.largest_window", lambda *_: window)
     result = paramdelta.merge(*triple(root), tmp_path / "out")
     assert result.window_bytes == window
     assert_right(tmp_path / "out")
@@ -178,7 +178,7 @@ def test_bases_of_which_one_is_the_opposite_of_the_other_have_a_cosine_of_minus_
 def test_rows_that_a_post_lacks_are_in_no_sum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int, window: int
 ) -> None:
-    monkeypatch.setattr("paramdelta.api.largest_window", lambda *_: window)
+    monkeypatch.setattr("paramdelta.merging.largest_window", lambda *_: window)
     whole: dict[str, Any] = {}
     for seed, role in enumerate(ROLES):
         rows = 1_000 if role.startswith(("post", "base")) and role.endswith("2") == bool(lacking) else 1_200

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         merge_recipe,
         plan,
         score,
+        sweep,
+        sweep_recipes,
         verify,
         warnings_for,
     )
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from paramdelta.planning.recipe import Delta, Recipe
     from paramdelta.planning.recipe_file import read_recipes
     from paramdelta.planning.warnings import PlanWarning
-    from paramdelta.results import MergeResult, Verification
+    from paramdelta.results import MergeResult, SweepResult, Verification
 
 _HOMES = {
     "paramdelta.api": (
@@ -58,6 +60,8 @@ _HOMES = {
         "merge_recipe",
         "plan",
         "score",
+        "sweep",
+        "sweep_recipes",
         "verify",
         "warnings_for",
     ),
@@ -84,7 +88,7 @@ _HOMES = {
     "paramdelta.planning.recipe": ("Delta", "Recipe"),
     "paramdelta.planning.recipe_file": ("read_recipes",),
     "paramdelta.planning.warnings": ("PlanWarning",),
-    "paramdelta.results": ("MergeResult", "Verification"),
+    "paramdelta.results": ("MergeResult", "SweepResult", "Verification"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -108,6 +112,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "RecipeError",
+    "SweepResult",
     "Transfer",
     "TransferReport",
     "UnsupportedCheckpointError",
@@ -122,6 +127,8 @@ __all__ = [
     "plan",
     "read_recipes",
     "score",
+    "sweep",
+    "sweep_recipes",
     "verify",
     "warnings_for",
 ]

@@ -1,4 +1,4 @@
-"""Plan, merge, inspect, score: a recipe in, a result out. The one place where the parts meet.
+"""Plan, merge, sweep, inspect, score: a recipe in, a result out. The one place where the parts meet.
 
 What needs numba is imported when a merge begins, so that planning and inspecting start at once.
 """
@@ -7,39 +7,29 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import psutil
+from typing import TYPE_CHECKING
 
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.engine import budget as budgets
-from paramdelta.engine.inputs import largest_window, require_backend
+from paramdelta.engine.inputs import require_backend
 from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
-from paramdelta.engine.receipt import compose_receipt, is_complete, losses_of
-from paramdelta.engine.staging import kept_text, sweep
-from paramdelta.errors import (
-    CancelledError,
-    InputChangedError,
-    NonFiniteError,
-    OutputError,
-    ParamDeltaError,
-    RecipeError,
-)
-from paramdelta.insight.summary import statistics_of
+from paramdelta.engine.receipt import is_complete
+from paramdelta.errors import CancelledError, OutputError, ParamDeltaError, RecipeError
+from paramdelta.merging import Conduct, budget_of, carry_out, require_settings
 from paramdelta.planning.dissection import dissect
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe, checked_path
 from paramdelta.planning.units import format_size, parse_size
+from paramdelta.planning.variants import by_alpha
 from paramdelta.planning.warnings import PlanWarning
-from paramdelta.results import MergeResult, Verification, already_complete, nonfinite_error, published
+from paramdelta.results import MergeResult, SweepResult, Verification
 from paramdelta.storage import process
-from paramdelta.storage.source import IO_CHOICES
 
 if TYPE_CHECKING:
     import os
     import threading
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from paramdelta.engine.failure import Failure
     from paramdelta.engine.progress import Progress
@@ -190,42 +180,89 @@ def merge_recipe(
     cancelled: threading.Event | None = None,
 ) -> MergeResult:
     """Carry out any recipe, with one delta or several. Arguments and errors as `merge`."""
-    started = time.perf_counter()
-    _require_settings(io, workers)
-    most = None if memory is None else parse_size(memory, "memory")
-    path = Path(checked_path(output, "output"))
-    made = make_plan(recipe)
-    if on_warning is not None:
-        for warning in made.warnings:
-            on_warning(warning)
-    if is_complete(path, made) and not overwrite:
-        sweep(path, made)
-        return already_complete(path, made, started)
-    process.raise_open_file_limit()
-    directory = OutputDirectory(path, made, overwrite=overwrite)
-    try:
-        with directory:
-            _stop_if(cancelled)
-            budget = _budget(made, most, workers, io, cancelled)
-            _stop_if(cancelled)
-            require_backend(made.files, io)
-            directory.begin()
-            from paramdelta.engine import pipeline
+    how = Conduct.of(memory, workers, io, overwrite, allow_nonfinite, on_warning, on_progress, cancelled)
+    [made] = carry_out({checked_path(output, "output"): recipe}, how).merges.values()
+    if isinstance(made, ParamDeltaError):
+        raise made
+    return made
 
-            resumed = tuple(directory.staging.finished.values())
-            outcome = pipeline.run(made, budget, io, directory, on_progress, cancelled, resumed)
-            if outcome.nonfinite and not allow_nonfinite:
-                raise nonfinite_error(made, outcome)
-            documents = _documents(made, path, losses_of(outcome))
-            statistics = statistics_of(made, outcome)
-            receipt = compose_receipt(made, outcome, documents, directory.sidecar_digests, statistics)
-            directory.publish(receipt, documents)
-    except ParamDeltaError as error:
-        needs = {NonFiniteError: "--allow-nonfinite", InputChangedError: "the inputs as they were"}
-        kept = kept_text(directory.staging, needs.get(type(error)))
-        error.remedy = " ".join(filter(None, (error.remedy, kept))) or None
-        raise
-    return published(path, made, started, outcome, budget, resumed, statistics["total"])
+
+def sweep(
+    post: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    new_base: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    coefficients: Iterable[float],
+    *,
+    alphas: Mapping[str, float] | None = None,
+    policies: Policies | None = None,
+    dtype: str | None = None,
+    shard_size: str | int | None = None,
+    trust_remote_code: bool = False,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    io: str = "auto",
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    on_warning: Callable[[PlanWarning], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> SweepResult:
+    """Write ``new_base + alpha * (post - base)`` for several alphas, and read every input once.
+
+    Each output is what `merge` writes with that alpha, and lies in ``directory`` as ``alpha-0.5``, ``alpha-1``, …: the
+    shortest decimal that means this very number.
+
+    Args:
+        coefficients: the alphas; each once.
+        alphas: as in `merge`, the same in all outputs; so are all other arguments.
+
+    Raises:
+        RecipeError: as `merge`, and all others too, where what is wrong concerns all outputs or none can be begun.
+            What keeps a single one from being published is in the result.
+    """
+    recipe = Recipe.of(
+        post,
+        base,
+        new_base,
+        alphas=alphas,
+        policies=policies,
+        dtype=dtype,
+        shard_size=shard_size,
+        trust_remote_code=trust_remote_code,
+    )
+    return sweep_recipes(
+        by_alpha(recipe, coefficients, checked_path(directory, "output")),
+        memory=memory,
+        workers=workers,
+        io=io,
+        overwrite=overwrite,
+        allow_nonfinite=allow_nonfinite,
+        on_warning=on_warning,
+        on_progress=on_progress,
+        cancelled=cancelled,
+    )
+
+
+def sweep_recipes(
+    recipes: Mapping[str, Recipe],
+    *,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    io: str = "auto",
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    on_warning: Callable[[PlanWarning], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> SweepResult:
+    """Carry out recipes that differ in coefficients alone in one pass. Other arguments and errors as `sweep`.
+
+    Args:
+        recipes: by the directory that each one's output is written to.
+    """
+    how = Conduct.of(memory, workers, io, overwrite, allow_nonfinite, on_warning, on_progress, cancelled)
+    return carry_out(recipes, how)
 
 
 def analyze(
@@ -272,7 +309,7 @@ def analyze_recipe(
 ) -> Analysis:
     """Return what the deltas of any recipe come to, and the angles between them. Arguments and errors as `analyze`."""
     started = time.perf_counter()
-    _require_settings(io, workers)
+    require_settings(io, workers)
     most = None if memory is None else parse_size(memory, "memory")
     made = make_plan(recipe)
     if on_warning is not None:
@@ -280,7 +317,7 @@ def analyze_recipe(
             on_warning(warning)
     process.raise_open_file_limit()
     dissection = dissect(made)
-    budget = _budget(dissection.plan, most, workers, io, cancelled)
+    budget = budget_of([dissection.plan], most, workers, io, cancelled)
     require_backend(made.files, io)
     from paramdelta.engine import pipeline
     from paramdelta.engine.discard import Discard
@@ -327,7 +364,7 @@ def verify(
     from paramdelta.engine.verify import check
 
     started = time.perf_counter()
-    _require_settings(io, workers)
+    require_settings(io, workers)
     if sample is not None and not 0 < sample <= 1:
         raise RecipeError(f"sample: must be more than 0 and at most 1, not {sample}")
     most = None if memory is None else parse_size(memory, "memory")
@@ -374,7 +411,7 @@ def _compute_again(
     made = make_plan(read_recipes(path / "recipe.yaml")[0].recipe)
     again.require_same_layout(made, path)
     work = again.whole(made) if sample is None else again.sample(made, sample, time.time_ns())
-    budget = _budget(work.plan, memory, workers, io, cancelled)
+    budget = budget_of([work.plan], memory, workers, io, cancelled)
     failures = again.recompute(work, path, budget, io, on_progress, cancelled)
     return failures, sum(len(shard.begins) for shard in work.plan.shards)
 
@@ -410,13 +447,6 @@ def score(
     return report
 
 
-def _require_settings(io: str, workers: int | None) -> None:
-    if io not in IO_CHOICES:
-        raise RecipeError(f"io: {io!r} is none of {', '.join(IO_CHOICES)}")
-    if workers is not None and workers < 1:
-        raise RecipeError(f"workers: must be at least 1, not {workers}")
-
-
 def estimate_memory(plan: Plan) -> int:
     """Return the bytes of RAM that a merge holds at most by default on this machine."""
     kernels = 32_000_000  # interpreter and machine code, as measured
@@ -424,49 +454,8 @@ def estimate_memory(plan: Plan) -> int:
     return budgets.decide(None, None, budgets.Shape.of(plan.operations), used, used).memory
 
 
-def _stop_if(cancelled: threading.Event | None) -> None:
-    if cancelled is not None and cancelled.is_set():
-        raise CancelledError("stopped on request")
-
-
 def _manifest_bytes(plan: Plan) -> int:
     return 2_000 * len(plan.operations)
-
-
-def _statistics_bytes(plan: Plan) -> int:
-    """Return what the sums of a run take until it has written its receipt, as measured."""
-    return 800 * len(plan.operations) * len(plan.recipe.deltas)
-
-
-def _budget(
-    plan: Plan, memory: int | None, workers: int | None, io: str, cancelled: threading.Event | None = None
-) -> budgets.Budget:
-    """Return the budget, once everything is in memory whose size is not ours to choose. Raises CancelledError, too."""
-    from paramdelta.engine import kernels
-
-    combinations = {
-        (tuple(operand.dtype for operand in part.operands), part.alphas, operation.dtype)
-        for operation in plan.operations
-        for part in operation.parts
-        if not operation.is_scaled
-    }
-    summed = [each for each in combinations if each[0] != each[2:]]  # bytes that are only copied need no loop
-    scaled = any(operation.is_scaled for operation in plan.operations)
-    for prepare in kernels.preparations(summed, scaled=scaled):
-        _stop_if(cancelled)
-        prepare()
-    used = psutil.Process().memory_info().rss + _statistics_bytes(plan)
-    shape, largest = budgets.Shape.of(plan.operations), largest_window(plan, io)
-    return budgets.decide(memory, workers, shape, used, process.peak_rss(), largest)
-
-
-def _documents(plan: Plan, path: Path, losses: dict[str, Any] | None) -> dict[str, bytes]:
-    from paramdelta.planning.card import model_card
-    from paramdelta.planning.recipe_file import write_recipe
-
-    recipe = write_recipe(plan.recipe, path)
-    lost = None if losses is None else float(losses["relative_error"])
-    return {"recipe.yaml": recipe.encode(), "README.md": model_card(plan, lost).encode()}
 
 
 def warnings_for(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta.checkpoint.wording import clipped, printable
 from paramdelta.engine.receipt import counts_of, deltas_of, losses_of, nonfinite_of, read_receipt
-from paramdelta.errors import NonFiniteError
+from paramdelta.errors import NonFiniteError, ParamDeltaError
 from paramdelta.storage import process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from paramdelta.engine.budget import Budget
@@ -63,6 +63,29 @@ class MergeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What merges in one pass over their inputs did.
+
+    Attributes:
+        merges: by output, the result, or the error for which it is not published. The ``bytes_read`` of a result are
+            those that were read for it, whether for it alone or not; its ``seconds`` are those of the pass until then.
+        bytes_read: bytes of tensor data that this run read, for all of them together.
+        seconds: wall-clock time of it all.
+        peak_rss_bytes: the most RAM that the process held, as the system reports it.
+    """
+
+    merges: dict[str, MergeResult | ParamDeltaError]
+    bytes_read: int
+    seconds: float
+    peak_rss_bytes: int
+
+    @property
+    def failures(self) -> dict[str, ParamDeltaError]:
+        """Errors by output, of those that are not there."""
+        return {path: error for path, error in self.merges.items() if isinstance(error, ParamDeltaError)}
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """What came of verifying an output.
 
@@ -98,12 +121,11 @@ def published(
     deltas: list[dict[str, Any]],
 ) -> MergeResult:
     """Return the result of a run that published an output."""
-    made = [plan.operations[place] for place in _places_made(plan, resumed)]
     return MergeResult(
         output=str(path),
         tensors=len(plan.operations),
         shards=len(plan.shards),
-        bytes_read=sum(operation.bytes_read for operation in made),
+        bytes_read=bytes_read_for(plan, [resumed]),
         bytes_written=plan.bytes_written,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=process.peak_rss(),
@@ -118,12 +140,15 @@ def published(
     )
 
 
-def _places_made(plan: Plan, resumed: Sequence[FinishedShard]) -> Iterator[int]:
-    """Yield the operations that this run has carried out."""
-    done = {shard.number for shard in resumed}
-    for number, shard in enumerate(plan.shards):
-        if number not in done:
-            yield from shard.operations
+def bytes_read_for(plan: Plan, resumed: Sequence[Sequence[FinishedShard]]) -> int:
+    """Return the bytes of tensor data that a run has read for outputs which had these shards already.
+
+    Args:
+        plan: of any of them.
+    """
+    done = set.intersection(*({shard.number for shard in shards} for shards in resumed))
+    places = (place for n, shard in enumerate(plan.shards) if n not in done for place in shard.operations)
+    return sum(plan.operations[place].bytes_read for place in places)
 
 
 def already_complete(path: Path, plan: Plan, started: float) -> MergeResult:

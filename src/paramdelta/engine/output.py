@@ -26,7 +26,7 @@ from paramdelta.storage import platform
 from paramdelta.storage.sink import FileSink, output_refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -102,15 +102,23 @@ class OutputDirectory:
             InputChangedError: a sidecar is not what it was when the plan was made.
             CheckpointError: a sidecar cannot be read.
         """
+        self._start(self._check())
+
+    def _check(self) -> list[str]:
+        """Return the names of old files that go. Raises as `begin`, before anything is touched."""
         with refusals(self.path):
             self._refuse_strangers()
             receipt = read_receipt(self.path)
             listed = listed_files(receipt)
-            old = {name: size for name, size in listed.items() if name not in self.staging.finished}
+            old = [name for name in listed if name not in self.staging.finished]
             self._refuse_occupied(set() if receipt is None else {*listed, RECEIPT})
-            self._refuse_full_disk(old)
+            _refuse_full_disk([self.path], *self._space(old))
             self._refuse_small_files()
             self._check_sidecars()
+        return old
+
+    def _start(self, old: Sequence[str]) -> None:
+        with refusals(self.path):
             self._remove_old(old)
             self.staging.begin()
             for car in self._plan.sidecars:
@@ -255,19 +263,15 @@ class OutputDirectory:
                     remedy="Move it elsewhere, or choose another output.",
                 )
 
-    def _refuse_full_disk(self, old: Iterable[str]) -> None:
+    def _space(self, old: Iterable[str]) -> tuple[int, int]:
+        """Return the bytes that are still to be written, and those that are free once old files are gone."""
         wanted = sum(shard.size for shard in self.staging.missing()) + len(self._plan.layout.index or b"")
         wanted += sum(car.size for car in self._plan.sidecars)
-        free = free_space(self.path)
+        freed = 0
         for path in (*(self.path / name for name in old), *self.staging.leftovers()):
             with contextlib.suppress(FileNotFoundError):
-                free += path.lstat().st_size
-        if free < wanted:
-            raise OutputError(
-                f"the output takes {format_size(wanted)} and the disk, or your quota, has {format_size(free)} free",
-                file=str(self.path),
-                remedy="Free some space, or choose an output on another disk.",
-            )
+                freed += path.lstat().st_size
+        return wanted, freed
 
     def _refuse_small_files(self) -> None:
         """Try the largest shard's size on an empty file: FAT ends at 4 GiB, and says so only when it is reached."""
@@ -294,6 +298,36 @@ class OutputDirectory:
         for directory in reversed(self._created):
             with contextlib.suppress(OSError):
                 directory.rmdir()
+
+
+def begin_together(directories: Sequence[OutputDirectory]) -> None:
+    """Do what `OutputDirectory.begin` does for several: nothing is removed or written unless all of them may begin.
+
+    Raises as that does.
+    """
+    old = [directory._check() for directory in directories]
+    disks: dict[int, list[int]] = {}
+    for number, directory in enumerate(directories):
+        with refusals(directory.path):
+            disks.setdefault(directory.path.stat().st_dev, []).append(number)
+    for numbers in disks.values():
+        spaces = [directories[number]._space(old[number]) for number in numbers]
+        _refuse_full_disk([directories[number].path for number in numbers], *map(sum, zip(*spaces, strict=True)))
+    for directory, names in zip(directories, old, strict=True):
+        directory._start(names)
+
+
+def _refuse_full_disk(paths: Sequence[Path], wanted: int, freed: int) -> None:
+    """Refuse outputs on one disk that has no room for them."""
+    free = freed + min(map(free_space, paths))
+    if free < wanted:
+        several = len(paths) > 1
+        raise OutputError(
+            f"{f'the {len(paths)} outputs take' if several else 'the output takes'} {format_size(wanted)}"
+            f" and the disk, or your quota, has {format_size(free)} free",
+            file=str(paths[0].parent if several else paths[0]),
+            remedy=f"Free some space, {'make fewer at once, ' if several else ''}or choose an output on another disk.",
+        )
 
 
 def _is_whole(path: Path, size: int) -> bool:

@@ -22,7 +22,7 @@ from paramdelta.planning.identity import differences, digest_of, identity_of
 from paramdelta.storage import platform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from paramdelta.engine.progress import FinishedShard
@@ -268,15 +268,16 @@ def sweep(output: Path, plan: Plan) -> None:
         staging.sweep()
 
 
-def kept_text(staging: Staging, needs: str | None = None) -> str:
+def kept_text(stagings: Sequence[Staging], needs: str | None = None) -> str:
     """Return what a message says of shards that a failed run leaves behind, nothing where there are none.
 
     Args:
         needs: without what the same command would fail again.
     """
-    if not staging.finished:
+    number = sum(len(staging.finished) for staging in stagings)
+    if not number:
         return ""
-    number, all_of_them = len(staging.finished), len(staging.missing()) + len(staging.finished)
+    all_of_them = number + sum(len(staging.missing()) for staging in stagings)
     return (
         f"{number} of {all_of_them} shards are finished and kept in {STAGING}: the same command"
         f"{f' with {needs}' if needs else ''} goes on from there, --overwrite starts anew."
