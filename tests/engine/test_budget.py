@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 MB = 1_000_000
 PLAIN = Shape(operands=3, bytes_per_byte=3)
-shapes = st.builds(Shape, st.integers(1, 21), st.integers(1, 60))
+shapes = st.builds(Shape, st.integers(1, 21), st.integers(1, 60), outputs=st.integers(1, 20))
 
 
 class System(NamedTuple):

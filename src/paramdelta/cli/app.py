@@ -162,16 +162,18 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 
         command(request=request, **options)
 
-    options = [
-        *_inputs(required=True),
-        click.option(
-            "--alpha",
-            type=_Alpha(),
-            multiple=True,
-            metavar="[PATTERN=]FLOAT",
-            help="Coefficient of the delta, or of tensors whose names match; may be repeated.  [default: 1]",
-        ),
-        *_fits(),
+    told = "Coefficient of the delta, or of tensors whose names match; may be repeated.  [default: 1]"
+    return _added([*_inputs(required=True), _alphas(told), *_fits(), *_forms()], wrapped)
+
+
+def _alphas(told: str) -> Callable[..., Any]:
+    """Return the option that gives coefficients."""
+    return click.option("--alpha", type=_Alpha(), multiple=True, metavar="[PATTERN=]FLOAT", help=told)
+
+
+def _forms() -> list[Callable[..., Any]]:
+    """Return the options that say in what form an output is written."""
+    return [
         click.option(
             "--fp8",
             type=click.Choice(CHOICES["fp8"]),
@@ -192,7 +194,29 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--trust-remote-code", is_flag=True, help="Take the checkpoints' own Python files along."),
     ]
-    return _added(options, wrapped)
+
+
+def _sweep_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what to sweep over, and pass them on as recipes to be read."""
+
+    @functools.wraps(command)
+    def wrapped(*, recipe: str | None, output: str, **options: Any) -> None:
+        names = ("post", "base", "new_base", "dtype", "shard_size", "trust_remote_code")
+        given = {name: options.pop(name) for name in names}
+        named = ("vocab", "on_missing", "on_mismatch", "fp8", "include", "exclude")
+        policies = {name: options.pop(name) for name in named}
+        alphas = options.pop("alpha")
+
+        def read() -> dict[str, Recipe]:
+            from paramdelta.cli import sweeping
+
+            return sweeping.requested(recipe, given, alphas, policies, output)
+
+        command(read=read, **options)
+
+    argument = click.argument("recipe", metavar="[RECIPE]", required=False)
+    told = "A coefficient of the delta, one output each; or of tensors whose names match, in all outputs. Repeat it."
+    return _added([argument, *_inputs(required=False), _alphas(told), *_fits(), *_forms()], wrapped)
 
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -291,6 +315,39 @@ def merge(
         click.echo(json.dumps(display.merge_json(result)))
     else:
         click.echo(display.merge_line(result))
+
+
+@commands.command()
+@_sweep_options
+@click.option("-o", "--output", required=True, metavar="DIR", help="Write each output below DIR.")
+@_run_options
+@_output_options
+def sweep(
+    *,
+    read: Callable[[], dict[str, Recipe]],
+    settings: dict[str, Any],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Merge with several coefficients in one pass: every input is read once.
+
+    Give P, B, N and each --alpha: the outputs are DIR/alpha-0.5, DIR/alpha-1, …, by the shortest decimal of the number.
+    Or give a RECIPE file (YAML) of merges that differ in alphas and output alone: they go below DIR by the last part of
+    their outputs. Each output is what merge writes by itself, and --memory bounds the process as there. The same
+    command goes on where one was interrupted; outputs that are finished stay as they are.
+
+    What goes wrong with one output once all are computed, like infinities in it, leaves the others published; whatever
+    ends the pass, like a full disk, ends it for all, and their finished shards are kept.
+
+    Exit codes: the first failure's, as for merge. 2 also where a coefficient is given twice, or merges differ in more.
+    """
+    from paramdelta.cli import sweeping
+    from paramdelta.cli.signals import cancel_on_signals
+
+    with cancel_on_signals() as cancelled:
+        code = sweeping.run(read(), settings, cancelled, quiet=quiet, as_json=as_json)
+    if code:
+        sys.exit(code)
 
 
 @commands.command()

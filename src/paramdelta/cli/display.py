@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from paramdelta.checkpoint.wording import clipped, listed, printable, quoted
+from paramdelta.errors import ParamDeltaError
 from paramdelta.planning.units import format_size
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from paramdelta.planning.plan import Plan
     from paramdelta.planning.recipe import Recipe
     from paramdelta.planning.warnings import PlanWarning
-    from paramdelta.results import MergeResult, Verification
+    from paramdelta.results import MergeResult, SweepResult, Verification
 
 T = TypeVar("T")
 
@@ -45,6 +46,25 @@ def merge_shown(
     result = with_progress(merge, "merging", quiet=quiet)
     if not quiet:
         _show_nonfinite(result)
+    return result
+
+
+def sweep_shown(
+    recipes: dict[str, Recipe], settings: dict[str, Any], cancelled: threading.Event, *, quiet: bool
+) -> SweepResult:
+    """Carry recipes out in one pass, with what `merge_shown` puts on standard error."""
+    from paramdelta import api
+
+    def sweep(on_progress: Callable[[Progress], None] | None) -> SweepResult:
+        on_warning = None if quiet else show_warning
+        return api.sweep_recipes(
+            recipes, **settings, on_warning=on_warning, on_progress=on_progress, cancelled=cancelled
+        )
+
+    result = with_progress(sweep, "merging", quiet=quiet)
+    for made in result.merges.values():
+        if not quiet and not isinstance(made, ParamDeltaError):
+            _show_nonfinite(made)
     return result
 
 
