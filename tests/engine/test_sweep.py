@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -327,6 +329,35 @@ def test_outputs_may_have_come_differently_far(
     again = sweep(triple, tmp_path / "out")
     assert all(made(again, place).already_complete for place in range(3))
     assert again.bytes_read == 0
+
+
+DIE = """
+import os, pathlib, sys
+from paramdelta import api
+from paramdelta.engine.output import OutputDirectory
+t, out, method, number = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+real, calls = getattr(OutputDirectory, method), []
+def die(*arguments):
+    calls.append(1)
+    if len(calls) > number:
+        os._exit(9)
+    return real(*arguments)
+setattr(OutputDirectory, method, die)
+api.sweep(t / "post", t / "base", t / "new_base", out, [0.25, 0.5, 1], workers=1)
+"""
+
+
+@pytest.mark.parametrize(("method", "number"), [("create", 4), ("completed", 5), ("publish", 0), ("publish", 2)])
+def test_a_sweep_that_was_killed_goes_on(
+    triple: Path, tmp_path: Path, undisturbed: dict[str, bytes], method: str, number: int
+) -> None:
+    run = subprocess.run([sys.executable, "-c", DIE, triple, tmp_path / "out", method, str(number)])
+    assert run.returncode == 9
+    result = sweep(triple, tmp_path / "out")
+    assert contents(tmp_path / "out") == undisturbed
+    if method == "publish":
+        assert [made(result, place).already_complete for place in range(3)] == [place < number for place in range(3)]
+        assert result.bytes_read == 0
 
 
 def test_overwrite_makes_all_of_them_anew(triple: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
