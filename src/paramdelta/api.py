@@ -16,7 +16,7 @@ from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.receipt import is_complete
 from paramdelta.errors import CancelledError, OutputError, ParamDeltaError, RecipeError
-from paramdelta.merging import Conduct, budget_of, carry_out, require_settings
+from paramdelta.merging import KEPT_BY_ANALYSIS, Conduct, budget_of, carry_out, require_settings
 from paramdelta.planning.dissection import dissect
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe, checked_path
@@ -317,7 +317,7 @@ def analyze_recipe(
             on_warning(warning)
     process.raise_open_file_limit()
     dissection = dissect(made)
-    budget = budget_of([dissection.plan], most, workers, io, cancelled)
+    budget = budget_of([dissection.plan], most, workers, io, cancelled, KEPT_BY_ANALYSIS)
     require_backend(made.files, io)
     from paramdelta.engine import pipeline
     from paramdelta.engine.discard import Discard

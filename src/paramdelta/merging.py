@@ -43,8 +43,11 @@ if TYPE_CHECKING:
     from paramdelta.planning.warnings import PlanWarning
     from paramdelta.results import MergeResult
 
-_KEPT_PER_TENSOR: Final = 1_000
+KEPT_BY_MERGE: Final = 1_000
 """Bytes for what is counted of each delta of a tensor until an output is published, as measured."""
+
+KEPT_BY_ANALYSIS: Final = 4_500
+"""The same until an analysis is written: rows as plain data, and as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +180,17 @@ def stop_if(cancelled: threading.Event | None) -> None:
 
 
 def budget_of(
-    plans: Sequence[Plan], memory: int | None, workers: int | None, io: str, cancelled: threading.Event | None = None
+    plans: Sequence[Plan],
+    memory: int | None,
+    workers: int | None,
+    io: str,
+    cancelled: threading.Event | None = None,
+    kept: int = KEPT_BY_MERGE,
 ) -> budgets.Budget:
     """Return the budget of plans that are carried out together, once all is in memory whose size is not ours to choose.
+
+    Args:
+        kept: bytes that are kept of each delta of a tensor until the end.
 
     Raises:
         BudgetError: the memory is too small.
@@ -199,7 +210,7 @@ def budget_of(
     for prepare in kernels.preparations(summed, scaled=scaled):
         stop_if(cancelled)
         prepare()
-    counted = _KEPT_PER_TENSOR * len(plans[0].operations) * len(plans[0].recipe.deltas) * len(plans)
+    counted = kept * len(plans[0].operations) * len(plans[0].recipe.deltas) * len(plans)
     used = psutil.Process().memory_info().rss + counted
     shape, largest = budgets.Shape.of(plans[0].operations, len(plans)), largest_window(plans[0], io)
     return budgets.decide(memory, workers, shape, used, process.peak_rss(), largest)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.insight.test_analysis import ROLES, weights, write
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "paramdelta", "analyze")
 
@@ -97,9 +95,15 @@ def test_files(root: Path, tmp_path: Path) -> None:
         ((*TRIPLE, "--html", "none/there.html"), 5, "none/there.html"),
         (("--post", "none", "--base", "base", "--new-base", "new_base"), 3, "none"),
         ((*TRIPLE, "--memory", "1MB"), 9, "MB"),
+        ((*TRIPLE, "--csv", "post/model-00001-of-00002.safetensors"), 5, "input"),
+        ((*TRIPLE, "--csv", "base/new.csv"), 5, "input"),
+        ((*TRIPLE, "--html", "new_base"), 5, "input"),
+        ((*TRIPLE, "--csv", "other.safetensors"), 5, "not replaced"),
+        ((*TRIPLE, "--csv", "twice", "--html", "./twice"), 5, "twice"),
     ],
 )
 def test_refusals(root: Path, options: tuple[str, ...], code: int, said: str) -> None:
+    (root / "other.safetensors").write_bytes(b"something")
     done = analyze(root, *options)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
@@ -113,3 +117,19 @@ def test_several_merges_in_a_recipe_are_refused(root: Path) -> None:
     done = analyze(root, "several.yaml")
     assert done.returncode == 2
     assert "2 merges" in done.stderr
+
+
+def test_a_link_stays_one_and_devices_are_written_to(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(tmp_path / "target.csv")
+    assert analyze(root, *TRIPLE, "--csv", str(tmp_path / "link.csv"), "--quiet").returncode == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "target.csv").read_text(encoding="utf-8").startswith("delta,")
+    shown = analyze(root, *TRIPLE, "--csv", os.devnull, "--quiet")
+    assert shown.returncode == 0
+    assert not Path(os.devnull).is_file()
+
+
+def test_quietly_nothing_is_warned_of(root: Path) -> None:
+    write(root / "stranger", weights(9, lineage=1))
+    shown = analyze(root, "--post", "post", "--base", "stranger", "--new-base", "new_base", "--quiet")
+    assert (shown.returncode, shown.stderr) == (0, "")

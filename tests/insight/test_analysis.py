@@ -218,6 +218,36 @@ def test_rows_that_stand_out(root: Path, tmp_path: Path) -> None:
     assert "768 to 999" in found.warnings[0].message
 
 
+def test_rows_that_alone_have_changed(root: Path, tmp_path: Path) -> None:
+    base = weights(1)
+    post = weights(0) | {name: base[name].copy() for name in (EMBEDDINGS, "lm_head.weight")}
+    post[EMBEDDINGS][900:] += 1.0
+    write(tmp_path / "post", post)
+    found = paramdelta.analyze(tmp_path / "post", root / "base", root / "new_base")
+    assert [warning.code for warning in found.warnings] == ["vocabulary-rows"]
+    assert "only these rows have changed: 768 to 999" in found.warnings[0].message
+
+
+def test_a_layer_that_could_not_be_measured_is_not_called_untouched(root: Path, tmp_path: Path) -> None:
+    new = {name: np.full(array.shape, np.nan) if ".1." in name else array for name, array in weights(2).items()}
+    write(tmp_path / "new", new)
+    found = paramdelta.analyze(root / "post", root / "base", tmp_path / "new")
+    assert "layer-untouched" not in [warning.code for warning in found.warnings]
+    assert found.deltas[0].total["nans"] > 0
+
+
+def test_numbers_that_f64_does_not_hold_are_no_crash(tmp_path: Path) -> None:
+    for seed, role in enumerate(ROLES):
+        array = np.random.default_rng(seed).normal(0.0, 1.4e152, (1024, 16))
+        write_checkpoint(tmp_path / role, {EMBEDDINGS: ("F64", array.shape, encode(array, "F64"))})
+    deltas = tuple(
+        Delta(str(tmp_path / post), str(tmp_path / base)) for post, base in (("post", "base"), ("post2", "base2"))
+    )
+    found = paramdelta.analyze_recipe(Recipe(str(tmp_path / "new_base"), deltas)).to_json()
+    assert "NaN" not in json.dumps(found)
+    assert "Infinity" not in json.dumps(found)
+
+
 def test_what_does_not_fit_is_an_error_and_policies_count(root: Path, tmp_path: Path) -> None:
     longer = weights(0)
     for name in (EMBEDDINGS, "lm_head.weight"):
@@ -251,6 +281,8 @@ def test_new_infinities_are_counted(tmp_path: Path) -> None:
     none = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     for role, tensors in (("post", large), ("base", none), ("new_base", large)):
         write(tmp_path / role, tensors)
-    [delta] = paramdelta.analyze(*triple(tmp_path)).deltas
+    found = paramdelta.analyze(*triple(tmp_path))
+    [delta] = found.deltas
     assert delta.total["infinities"] == delta.total["elements"]
+    assert "nonfinite" in [warning.code for warning in found.warnings]
     assert [row["infinities"] for row in delta.tensors] == [row["elements"] for row in delta.tensors]

@@ -15,10 +15,13 @@ from paramdelta.planning.recipe import Recipe
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from paramdelta.engine.progress import Progress
     from paramdelta.insight.analysis import Analysis
+
+_NEVER = frozenset({".safetensors", ".json", ".yaml", ".yml"})
+"""Endings of checkpoints' files, and of recipes."""
 
 _OPTIONS = {"post": "--post", "base": "--base", "new_base": "--new-base"}
 
@@ -61,7 +64,7 @@ def analyze_shown(
     """Analyse, with progress and the plan's warnings on standard error, and write what is wanted."""
     from paramdelta import api
 
-    _require_places(wanted)
+    _require_places(wanted, recipe)
 
     def analyze(on_progress: Callable[[Progress], None] | None) -> Analysis:
         on_warning = None if quiet else show_warning
@@ -81,10 +84,15 @@ def as_json(found: Analysis) -> dict[str, Any]:
     return data if others else data | {field: first[field] for field in ("tensors", "groups", "total")}
 
 
-def _require_places(wanted: Wanted) -> None:
-    """Refuse at once what would be refused after an hour of reading."""
+def _require_places(wanted: Wanted, recipe: Recipe) -> None:
+    """Refuse at once what would be refused after an hour of reading, and what would replace an input."""
     if wanted.html or wanted.plots:
         require_matplotlib()
+    if wanted.csv and wanted.html and Path(wanted.csv).resolve() == Path(wanted.html).resolve():
+        raise OutputError("is named twice", file=wanted.html, remedy="Name two files.")
+    inputs = [recipe.new_base, *(path for delta in recipe.deltas for path in (delta.post, delta.base))]
+    for file in filter(None, (wanted.csv, wanted.html, wanted.plots)):
+        _refuse_input(file, inputs)
     for file in filter(None, (wanted.csv, wanted.html)):
         path = Path(file)
         if path.is_dir():
@@ -93,6 +101,17 @@ def _require_places(wanted: Wanted) -> None:
             raise OutputError("its directory does not exist", file=file, remedy="Make it, or name another file.")
     if wanted.plots and Path(wanted.plots).exists() and not Path(wanted.plots).is_dir():
         raise OutputError("is not a directory", file=wanted.plots, remedy="Name a directory.")
+
+
+def _refuse_input(file: str, inputs: Iterable[str]) -> None:
+    """Raise OutputError where a file lies in an input, is one, or is one of those that inputs are made of."""
+    path = Path(file).resolve()
+    for name in inputs:
+        root = Path(name).resolve()
+        if path == root or (root.is_dir() and path.is_relative_to(root)):
+            raise OutputError("is an input, or lies in one", file=file, remedy="Name a file elsewhere.")
+    if path.exists() and path.suffix in _NEVER:
+        raise OutputError(f"is there, and {path.suffix} files are not replaced", file=file, remedy="Name another file.")
 
 
 def _write(found: dict[str, Any], wanted: Wanted) -> None:

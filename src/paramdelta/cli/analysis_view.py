@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paramdelta.checkpoint.wording import printable
 from paramdelta.cli.display import show_warning
+from paramdelta.insight.norms import ratio_of
 from paramdelta.insight.notice import Notice
 from paramdelta.insight.numbers import NOTHING, cosine, number, share
 from paramdelta.insight.roles import MODULES
@@ -92,7 +93,7 @@ def _together(groups: Sequence[Row]) -> _Together | None:
     size = (delta or 0.0) * (shift or 0.0)
     known = [product for product in products if product is not None]
     angle = math.fsum(known) / size if size and len(known) == len(products) else None
-    return _Together(delta / base if delta is not None and base else None, angle)
+    return _Together(None if delta is None or base is None else ratio_of(delta, base), angle)
 
 
 def _norm(norms: Iterable[float | None]) -> float | None:
@@ -208,6 +209,8 @@ def _pair_line(pair: Row) -> str:
     line = f"cosine of {names}: {_plain(cosine(pair['cosine']))}"
     known = [row for row in pair["layers"] if row["cosine"] is not None and row["layer"] is not None]
     if not known:
+        return line
+    if len({row["cosine"] for row in known}) == 1:
         return line
     low, high = (pick(known, key=lambda row: row["cosine"]) for pick in (min, max))
     ends = " to ".join(f"{cosine(row['cosine'])} (layer {row['layer']})" for row in (low, high))

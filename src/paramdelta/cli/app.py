@@ -431,7 +431,7 @@ def score(*, table: str, min_gain: float | None, plot: str | None, as_json: bool
 @click.option("--tensors", is_flag=True, help="Print a line for each tensor, too.")
 @click.option("--csv", metavar="FILE", help="Write a row for each tensor and delta to FILE, which is replaced.")
 @click.option("--html", metavar="FILE", help="Write a report with plots to FILE, to be opened in a browser.")
-@click.option("--plots", metavar="DIR", help="Write the plots below DIR, each by itself.")
+@click.option("--plots", metavar="DIR", help="Write the plots to DIR, which is made, each to a file of its own.")
 @click.option(
     "--plot-format", type=click.Choice(["svg", "png"]), default="svg", show_default=True, help="What --plots writes."
 )
@@ -452,10 +452,15 @@ def analyze(
     """Say what a delta is like before it is merged: norms, angles, and what speaks against it.
 
     Everything is read and computed as in a merge; no weights are written. Give P, B and N, or a RECIPE file (YAML) with
-    any number of deltas, of which the angles between each two are told as well.
+    any number of deltas, of which the angles between each two are told as well. No number depends on a coefficient but
+    those of infinities; a recipe may have them.
 
     Warnings: wrong-lineage (the checkpoints are no relatives), post-equals-base, new-base-equals-base, layer-untouched,
-    vocabulary-rows (some have changed far more than most). They are no failure: the exit code is 0.
+    nonfinite (a merge would stop), vocabulary-rows (some have changed far more than most). They are no failure.
+
+    Exit codes: 0 done; 2 usage, a recipe that does not parse; 3 an input is missing, damaged or not supported; 4 the
+    checkpoints do not fit each other; 5 a file cannot be written; 6 an input changed; 9 the memory budget is too small;
+    130 or 143 stopped by Ctrl-C or SIGTERM; 1 a bug.
     """
     from paramdelta.cli import analysis
     from paramdelta.cli.analysis_view import show_analysis
@@ -467,7 +472,7 @@ def analyze(
     if as_json:
         click.echo(json.dumps(analysis.as_json(found)))
     else:
-        show_analysis(found.to_json(), tensors=tensors)
+        show_analysis(found.to_json() | ({"warnings": []} if quiet else {}), tensors=tensors)
 
 
 @commands.command()

@@ -79,7 +79,7 @@ def _cells(estimate: Estimate) -> tuple[str, str]:
 
 
 def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
+    return "none" if value is None else f"{value:z.3f}"
 
 
 def report_json(report: TransferReport, plot: str | None) -> dict[str, Any]:

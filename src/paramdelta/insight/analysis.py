@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from paramdelta.checkpoint.wording import clipped, listed, quoted
 from paramdelta.engine.progress import NonFinite
 from paramdelta.engine.sums import Measured
-from paramdelta.insight.norms import total
+from paramdelta.insight.norms import sum_of, total
 from paramdelta.insight.notice import Notice
 from paramdelta.insight.summary import Row, Tensor, described, grouped, pairs, summed_up, tensors_of
 
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from paramdelta.planning.dissection import Dissection
     from paramdelta.planning.plan import Plan
 
-FAR: Final = 0.5
-"""A delta, or a shift, of half the base's own norm is no training: two models that share nothing are √2 of it apart,
-and what post-training and continued pre-training change is a few hundredths."""
+FAR_DELTA: Final = 0.5
+"""A delta of half the base's own norm is hardly training: two models that share nothing are √2 of it apart, and what
+post-training changes is a few hundredths."""
+
+FAR_SHIFT: Final = 1.0
+"""The same of a shift: pre-training that goes on for long changes more."""
 
 STRANGE: Final = 0.5
 """The cosine between base and new base below which they are two models: of strangers it is 0, of relatives nearly 1."""
@@ -132,7 +135,7 @@ def _together(pieces: Sequence[Measured]) -> Measured:
     if len(pieces) == 1:
         return pieces[0]
     deltas = tuple(total(rows) for rows in zip(*(piece.deltas for piece in pieces), strict=True))
-    products = tuple(math.fsum(numbers) for numbers in zip(*(piece.products for piece in pieces), strict=True))
+    products = tuple(sum_of(numbers) for numbers in zip(*(piece.products for piece in pieces), strict=True))
     return Measured(deltas, products)
 
 
@@ -170,8 +173,11 @@ def _warnings(plan: Plan, tensors: Sequence[Tensor], blocks: Blocks, k: int) -> 
         yield Notice("post-equals-base", f"{post} has the weights of {base}: there is no delta")
     else:
         yield from _of_layers(tensors, k, post)
-    if whole["base_shift_norm"] == 0.0:
-        yield Notice("new-base-equals-base", f"{new_base} has the weights of {base}: the output is {post}")
+    if whole["base_shift_norm"] == 0.0 and whole["base_norm"] and whole["left_out"] == 0:
+        yield Notice("new-base-equals-base", f"{new_base} has the weights of {base}: with alpha 1 that gives {post}")
+    if whole["infinities"] or whole["nans"]:
+        counts = f"{whole['infinities']:,} infinities and {whole['nans']:,} NaNs"
+        yield Notice("nonfinite", f"the output would have {counts} that are not simply copied: a merge stops at them")
     yield from _of_lineage(tensors, k, (post, base, new_base))
     for name, rows in blocks.items():
         yield from _of_rows(name, [(each, sums[k]) for each, sums in rows])
@@ -189,14 +195,14 @@ def _of_lineage(tensors: Sequence[Tensor], k: int, names: tuple[str, str, str]) 
         return
     whole = summed_up(matrices, k)
     reasons = []
-    if (whole["relative_delta"] or 0.0) > FAR:
+    if (whole["relative_delta"] or 0.0) > FAR_DELTA:
         reasons.append(
-            f"{post} is {whole['relative_delta']:.2f} times the norm of {base} away from it: it was trained from"
-            " another model"
+            f"{post} is {whole['relative_delta']:.2f} times the norm of {base} away from it: it was probably"
+            " trained from another model"
         )
     if whole["base_cosine"] is not None and whole["base_cosine"] < STRANGE:
         reasons.append(f"the cosine of {base} and {new_base} is {whole['base_cosine']:.2f}: they share no weights")
-    elif (whole["relative_shift"] or 0.0) > 2 * FAR:
+    elif (whole["relative_shift"] or 0.0) > FAR_SHIFT:
         reasons.append(f"{new_base} is {whole['relative_shift']:.2f} times the norm of {base} away from it")
     if reasons:
         yield Notice("wrong-lineage", f"{'; '.join(reasons)}. Of unrelated models the sum is noise")
@@ -206,8 +212,8 @@ def _of_layers(tensors: Sequence[Tensor], k: int, post: str) -> Iterator[Notice]
     layers: dict[int, int] = {}
     for tensor in tensors:
         if tensor.role.layer is not None:
-            layer = tensor.role.layer
-            layers[layer] = layers.get(layer, 0) + tensor.measured.deltas[k].changed
+            layer, sums = tensor.role.layer, tensor.measured.deltas[k]
+            layers[layer] = layers.get(layer, 0) + sums.changed + sums.left_out
     still = [str(layer) for layer in sorted(layers) if layers[layer] == 0]
     if still and len(still) < len(layers):
         yield Notice("layer-untouched", f"{post} has changed nothing in layer {listed(still)}, but in others it has")
@@ -218,7 +224,14 @@ def _of_rows(name: str, blocks: Sequence[tuple[range, DeltaSums]]) -> Iterator[N
     changes = [math.sqrt(sums.squares / len(rows)) for rows, sums in blocks]
     usual = median(changes)
     found = [(rows, change) for (rows, _), change in zip(blocks, changes, strict=True) if change > STANDS_OUT * usual]
-    if found and usual > 0.0:
+    if found and usual == 0.0:
+        shown = [f"{rows.start} to {rows.stop - 1}" for rows, _ in found]
+        yield Notice(
+            "vocabulary-rows",
+            f"of {quoted(clipped(name))} only these rows have changed: {listed(shown)}. Their tokens are new, or"
+            " another vocabulary's",
+        )
+    elif found:
         shown = [f"{rows.start} to {rows.stop - 1} ({change / usual:.0f} times)" for rows, change in found]
         yield Notice(
             "vocabulary-rows",

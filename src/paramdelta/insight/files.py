@@ -1,4 +1,4 @@
-"""Files that people asked for: what lay there is replaced once the new one is complete."""
+"""Files that people asked for: what lay there is replaced once the new one is complete; pipes are written to."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OutputError: it cannot be written; what lay there is as it was.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path = path.resolve()  # a link stays one
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             fresh.write_bytes(content)
             fresh.replace(path)

@@ -57,7 +57,11 @@ def changes(delta: Row, place: int, suffix: str) -> Plot | None:
         "Every tensor is counted by its elements, at its own relative change (left) and at the share of its elements"
         " that post-training changed (right)."
     )
-    caption += f" Not drawn left: tensors that do not change, {share(still / elements)} of elements." if still else ""
+    caption += (
+        f" Not drawn left: tensors that do not change, or whose base is zero: {share(still / elements)} of elements."
+        if still
+        else ""
+    )
     summary = (
         f"Half of the elements are in tensors that change by less than {number(_median(drawn, 'relative_delta'))},"
         f" and in tensors of which less than {share(_median(counted, 'changed_share'))} of elements change."

@@ -39,8 +39,8 @@ def describe(sums: DeltaSums, elements: int) -> dict[str, Any]:
         "delta_norm": _finite(norm),
         "base_shift_norm": _finite(shift),
         "base_norm": _finite(base),
-        "relative_delta": _ratio(norm, base),
-        "relative_shift": _ratio(shift, base),
+        "relative_delta": ratio_of(norm, base),
+        "relative_shift": ratio_of(shift, base),
         "cosine": cosine_of(sums.products, norm, shift),
         "base_cosine": cosine_of(sums.base_squares + sums.base_products, base, new_base),
         "max_abs_delta": sums.largest,
@@ -54,11 +54,11 @@ def total(tensors: Iterable[DeltaSums]) -> DeltaSums:
     """Return what a delta comes to in several tensors together, as one vector."""
     rows = tuple(tensors)
     return DeltaSums(
-        _sum(row.squares for row in rows),
-        _sum(row.shift_squares for row in rows),
-        _sum(row.products for row in rows),
-        _sum(row.base_squares for row in rows),
-        _sum(row.base_products for row in rows),
+        sum_of(row.squares for row in rows),
+        sum_of(row.shift_squares for row in rows),
+        sum_of(row.products for row in rows),
+        sum_of(row.base_squares for row in rows),
+        sum_of(row.base_products for row in rows),
         max((row.largest for row in rows), default=0.0),
         sum(row.changed for row in rows),
         sum(row.left_out for row in rows),
@@ -72,10 +72,10 @@ def mean_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
         for field, known in numbers.items():
             if row[field] is not None:
                 known.append(row[field])
-    return {field: _finite(_sum(known) / len(known)) if known else None for field, known in numbers.items()}
+    return {field: _finite(sum_of(known) / len(known)) if known else None for field, known in numbers.items()}
 
 
-def _sum(numbers: Iterable[float]) -> float:
+def sum_of(numbers: Iterable[float]) -> float:
     """Return the sum, rounded once; NaN where f64 does not hold it or a number."""
     try:
         return math.fsum(numbers)
@@ -89,7 +89,8 @@ def cosine_of(product: float, one: float, other: float) -> float | None:
     return max(-1.0, min(1.0, product / size)) if 0.0 < size < math.inf and math.isfinite(product) else None
 
 
-def _ratio(part: float, whole: float) -> float | None:
+def ratio_of(part: float, whole: float) -> float | None:
+    """Return a ratio, None where there is none."""
     return _finite(part / whole) if 0.0 < whole < math.inf else None
 
 

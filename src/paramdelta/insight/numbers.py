@@ -17,6 +17,8 @@ def number(value: float | None, digits: int = 4) -> str:
         return NOTHING
     if isinstance(value, int):
         return f"{value:,}"
+    if not math.isfinite(value):
+        return str(value)
     power = math.floor(math.log10(abs(value))) if value else 0
     if -digits <= power <= _LARGEST_FIXED:
         return f"{value:,.{max(0, digits - 1 - power)}f}" if value else "0"
