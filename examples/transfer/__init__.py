@@ -1,0 +1,1 @@
+"""ParamΔ in miniature, on real weights: `python -m examples.transfer.experiment`."""
