@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test browser lint types docs real exact faults fuzz bench bench-3b curves bench-check scale length squeeze backends batch evict statistics lowest clean
+.PHONY: help demo test browser lint types docs real exact faults fuzz bench bench-3b curves bench-check scale length squeeze backends batch evict statistics lowest experiment experiment-quick clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -39,6 +39,13 @@ fuzz: $(VENV)/.dev  ## headers, indexes and recipes that nobody would write, for
 
 real: .venv-real/.made  ## merge real SmolLM2-135M weights, load the result, ask it something
 	.venv-real/bin/python -m pytest -m real tests/real
+
+experiment: $(VENV)/.dev .venv-real/.made  ## the paper in miniature, on SmolLM2-135M: hours, resumable; writes docs/experiment.md
+	.venv-real/bin/python -m examples.transfer.experiment
+	$(BIN)/python -m examples.transfer.report
+
+experiment-quick: .venv-real/.made  ## the same in five minutes, two skills: fails if the method does
+	.venv-real/bin/python -m examples.transfer.experiment --quick
 
 bench: $(VENV)/.dev .venv-peers/.made  ## Llama-3.2-1B shapes against peers and the device's floor; writes bench/RESULTS.md and the README's figures
 	$(BIN)/python -m bench.run
