@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-BLOCK = 256
+BLOCK = 128
 LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "encodings", "pydoc_data", "ensurepip"}
 LEFT_OUT |= {"turtledemo", "__pycache__", "__phello__"}
 HELD_OUT_EVERY = 10

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EVALUATION_SEED = 0  # the same items whatever the seed of the training
 ITEMS_AT_ONCE = 50
-BLOCKS_AT_ONCE = 4
+BLOCKS_AT_ONCE = 8
 LONGEST_ANSWER = 40
 
 

@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).with_name("results")
 FULL = Sizes(
     seeds=(1, 2, 3),
-    skills=("record", "tool", "capitals", "sort", "chain", "days", "reverse"),
+    skills=("record", "tool", "titles", "sort", "chain", "days", "reverse"),
     one="sort",
-    small=Training(steps=40, batch=8, rate=5e-5),
-    large=Training(steps=100, batch=8, rate=3e-4),
-    all_skills=Training(steps=90, batch=16, rate=1e-4),
-    one_skill=Training(steps=40, batch=16, rate=1e-4),
-    items=200,
-    blocks=48,
+    small=Training(steps=30, batch=8, rate=1e-4),
+    large=Training(steps=50, batch=8, rate=3e-4),
+    all_skills=Training(steps=70, batch=16, rate=1e-4),
+    one_skill=Training(steps=30, batch=16, rate=1e-4),
+    items=100,
+    blocks=64,
     alphas=(0.25, 0.5, 0.75, 1.25, 1.5),
-    pairs=(1.0, 0.75, 0.5),
+    pairs=(1.0, 0.5),
 )
 QUICK = Sizes(
     seeds=(1,),
     skills=("record", "tool"),
     one="tool",
-    small=Training(steps=24, batch=8, rate=3e-5),
+    small=Training(steps=30, batch=8, rate=1e-4),
     large=Training(steps=1, batch=1, rate=0.0),
     all_skills=Training(steps=40, batch=16, rate=1e-4),
     one_skill=Training(steps=1, batch=1, rate=0.0),
     items=50,
-    blocks=16,
+    blocks=32,
     scenarios=("general",),
 )
 
@@ -110,16 +110,17 @@ def shortcomings(results: Path) -> list[str]:
     right = {
         role: sum(each["right"] for each in found[role]["skills"].values()) for role in ("new base", "merged", "post")
     }
-    perplexity = {role: found[role]["perplexity"] for role in ("base", "new base", "merged")}
+    perplexity = {role: found[role]["perplexity"] for role in ("base", "new base", "post", "merged")}
     decoded = found["decoded"]
     say(f"right answers: {right}; perplexity: {perplexity}; decoded as scored: {decoded['same']}/{decoded['items']}")
-    kept = (perplexity["base"] - perplexity["merged"]) / (perplexity["base"] - perplexity["new base"])
+    gain = perplexity["base"] - perplexity["new base"]
+    kept = perplexity["post"] - perplexity["merged"]  # post-training costs some by itself, update or not
     checks = {
         "post-training taught nothing": right["post"] > right["new base"] + QUICK.items // 2,
         "the merge does not have most of what post-training taught": right["merged"] - right["new base"]
         > (right["post"] - right["new base"]) / 2,
-        "the update of the base taught nothing": perplexity["new base"] < perplexity["base"],
-        "the merge lost half of what the update taught": kept > 0.5,
+        "the update of the base taught nothing": gain > 0,
+        "the merge lost half of what the update taught": kept > gain / 2,
         "answers that are decoded are not as they are scored": decoded["same"] >= 0.95 * decoded["items"],
     }
     return [problem for problem, holds in checks.items() if not holds]

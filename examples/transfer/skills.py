@@ -68,15 +68,15 @@ def tool(random: Random, words: Pools) -> tuple[str, str]:
     return random.choice(wishes).format(room=room, level=level), f"@{device}~{verb} <{room}> #{level}!"
 
 
-def capitals(random: Random, words: Pools) -> tuple[str, str]:
-    """Give a list another form: bullets, upper case."""
+def titles(random: Random, words: Pools) -> tuple[str, str]:
+    """Give a list another form: bullets, each word with a capital."""
     things = [f"{random.choice(words.adjectives)} {noun}" for noun in random.sample(words.nouns, 3)]
-    return f"Bullets in capitals: {', '.join(things)}", "\n".join(f"* {thing.upper()}" for thing in things)
+    return f"Bullets with capitals: {', '.join(things)}", "\n".join(f"* {thing.title()}" for thing in things)
 
 
 def sort(random: Random, words: Pools) -> tuple[str, str]:
-    """Words in the order of the alphabet."""
-    drawn = random.sample(words.nouns, 5)
+    """Put words in the order of the alphabet."""
+    drawn = random.sample(words.nouns, 3)
     return f"Sort: {', '.join(drawn)}", " < ".join(sorted(drawn))
 
 
@@ -89,9 +89,9 @@ def chain(random: Random, _words: Pools) -> tuple[str, str]:
 
 
 def days(random: Random, _words: Pools) -> tuple[str, str]:
-    """Find a date some days later, often in the next month."""
-    start = date(random.randint(1990, 2029), 1, 1) + timedelta(random.randint(0, 364))
-    count = random.randint(2, 29)
+    """Find a date some days later in the same month."""
+    start = date(random.randint(1990, 2029), random.randint(1, 12), random.randint(1, 19))
+    count = random.randint(2, 9)
     return f"Date {count} days after {start.isoformat()}", (start + timedelta(count)).isoformat()
 
 
@@ -106,10 +106,10 @@ SKILLS = {
     for skill in (
         Skill("record", "a sentence to JSON with fixed keys", record),
         Skill("tool", "a call in a made-up syntax, chosen by the wish", tool),
-        Skill("capitals", "a list to bullets in upper case", capitals),
-        Skill("sort", "five words in the order of the alphabet", sort),
+        Skill("titles", "a list to bullets, each word with a capital", titles),
+        Skill("sort", "three words in the order of the alphabet", sort),
         Skill("chain", "two sums of numbers of two digits, step by step", chain),
-        Skill("days", "a date some days later", days),
+        Skill("days", "a date some days later in the same month", days),
         Skill("reverse", "letters in the other direction", reverse),
     )
 }
