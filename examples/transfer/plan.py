@@ -95,6 +95,8 @@ class Plan:
             yield self.scored("continual", "merged", seed, both[0])
             yield self.scored("continual", "direct", seed, both[1])
             yield self.compared("continual", "likeness", seed, large, both[1], both[0])
+        for alpha in self.sizes.alphas:
+            yield self.scored("alpha", "merged", seed, self.merge(post, base, small, alpha), alpha=alpha)
         one = self.post(base, "one", seed)
         if "task" in self.sizes.scenarios:
             yield self.scored("task", "post", seed, one)
@@ -106,8 +108,6 @@ class Plan:
             for alpha in self.sizes.pairs:
                 pair = self.merge_two(most, one, base, small, alpha)
                 yield self.scored("two deltas", "merged", seed, pair, alpha=alpha)
-        for alpha in self.sizes.alphas:
-            yield self.scored("alpha", "merged", seed, self.merge(post, base, small, alpha), alpha=alpha)
 
     def base(self) -> Stage:
         """Return the stage that writes the model that all begins with."""

@@ -116,8 +116,8 @@ def _made_with(results: Results) -> str:
             f"**{len(seeds)} of {len(sizes['seeds'])} seeds** are in. A seed decides what is trained on and in which"
             f" order; the {sizes['items']} held-out items of each skill are the same for all. Cells are means over"
             " seeds ± half a 95 % interval (Student's t), where there is more than one. The choice of items alone moves"
-            f" a score of 50 % by ± {196 * math.sqrt(0.25 / sizes['items']):.0f} points. Answers that were decoded token"
-            f" by token were right or wrong as they were scored in {same} of {asked} cases.\n",
+            f" a score of 50 % by ± {196 * math.sqrt(0.25 / sizes['items']):.0f} points. Answers that were decoded"
+            f" token by token were right or wrong as they were scored in {same} of {asked} cases.\n",
             f"Made with Python {versions['Python']} and torch {versions['torch']} on {machine['cores']} cores"
             f" ({machine['processor']}).\n",
         ]
@@ -160,7 +160,7 @@ def _scenario_table(results: Results) -> str:
     names = {
         "general": "general post-training",
         "task": f"task-specific: `{results.settings['sizes']['one']}`",
-        "continual": "larger update",
+        "continual": "continual pre-training: the larger update",
         "two deltas": "two deltas",
     }
     for scenario, name in names.items():

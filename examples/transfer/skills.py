@@ -107,7 +107,7 @@ SKILLS = {
         Skill("record", "a sentence to JSON with fixed keys", record),
         Skill("tool", "a call in a made-up syntax, chosen by the wish", tool),
         Skill("titles", "a list to bullets, each word with a capital", titles),
-        Skill("sort", "three words in the order of the alphabet", sort),
+        Skill("sort", "three words in the order of the alphabet; one in six is right by chance", sort),
         Skill("chain", "two sums of numbers of two digits, step by step", chain),
         Skill("days", "a date some days later in the same month", days),
         Skill("reverse", "letters in the other direction", reverse),
