@@ -198,32 +198,36 @@ def retry_bf16(new: np.int64, post: np.int64, base: np.int64, out: int, size: in
 
 
 @part
-def try_f16(
-    new: np.int64, post: np.int64, base: np.int64, out: int, size: int, spread: int
-) -> tuple[bool, np.uint32, np.uint32]:
-    """Sum a block in f32 and say whether every sum, delta and shift was exact and every sum finite.
-
-    Returns:
-        That; the bits of the largest delta; how many deltas are not zero. ``spread`` is filled as by `plain_bf16`.
-    """
-    errors = top = largest = changed = U32(0)
+def try_f16(new: np.int64, post: np.int64, base: np.int64, out: int, size: int) -> bool:
+    """Sum a block in f32 and say whether every sum, delta and shift was exact and every sum finite."""
+    errors = top = U32(0)
     for i in range(size):
         n, p, b = load16(new, i), load16(post, i), load16(base, i)
         wide_n, wide_b = widen_f16(n), widen_f16(b)
         u, low_u = two_sum(widen_f16(p), -wide_b)
         t, low_t = two_sum(u, wide_n)
-        v, low_v = two_sum(wide_n, -wide_b)
+        _, low_v = two_sum(wide_n, -wide_b)
         errors = U32(errors | U32(U32(bits32(low_u) | bits32(low_t)) | bits32(low_v)))
         code = round_to_f16(bits32(t + _PLUS_0))
         top = max(top, U32(code & U32(0x7FFF)))
         store16(out, i, n if p == b else (p if n == b else U16(code)))
-        magnitude = U32(bits32(u) & _MAGNITUDE)
+    return bool(top < U32(0x7C00) and U32(errors << U32(1)) == U32(0))
+
+
+@part
+def spread_f16(new: np.int64, post: np.int64, base: np.int64, size: int, spread: int) -> tuple[np.uint32, np.uint32]:
+    """Spread deltas, shifts and bases of a block as `plain_bf16` does; return the last two of what that returns."""
+    largest = changed = U32(0)
+    for i in range(size):
+        wide_base = widen_f16(load16(base, i))
+        delta = bits32(widen_f16(load16(post, i)) - wide_base)
+        magnitude = U32(delta & _MAGNITUDE)
         largest = max(largest, magnitude)
         changed = U32(changed + min(magnitude, U32(1)))
-        store32(spread, i, bits32(u))
-        store32(spread + SHIFTS, i, bits32(v))
-        store32(spread + BASES, i, bits32(wide_b))
-    return bool(top < U32(0x7C00) and U32(errors << U32(1)) == U32(0)), largest, changed
+        store32(spread, i, delta)
+        store32(spread + SHIFTS, i, bits32(widen_f16(load16(new, i)) - wide_base))
+        store32(spread + BASES, i, bits32(wide_base))
+    return largest, changed
 
 
 @part
@@ -333,10 +337,10 @@ def skim_f16(addresses: int, out: int, begin: int, end: int, sums_at: int, sprea
         fetch_ahead(n, 2 * BLOCK)
         fetch_ahead(p, 2 * BLOCK)
         fetch_ahead(b, 2 * BLOCK)
-        exact, greatest, more = try_f16(n, p, b, out + at, size, spread_at + 4 * (start - added))
-        if not exact:
+        if not try_f16(n, p, b, out + at, size):
             add_run(sums_at, spread_at, start - added, largest, changed)
             return start
+        greatest, more = spread_f16(n, p, b, size, spread_at + 4 * (start - added))
         largest, changed = max(largest, greatest), U32(changed + more)
         if start + size - added == RUN:
             add_run(sums_at, spread_at, RUN, largest, changed)
