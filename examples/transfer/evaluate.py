@@ -3,7 +3,8 @@
 An answer that is decoded greedily is the expected one exactly if, after each beginning of the expected one, the
 likeliest next token is the expected one's. That is read from one pass over request and answer, several times as fast as
 decoding.
-`agreement` decodes, to see that the two are the same.
+`agreement` decodes, to see how often the two are the same: in bf16 other shapes of batches round otherwise, and the
+same text can be written in other tokens.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def shortcomings(results: Path) -> list[str]:
         > (right["post"] - right["new base"]) / 2,
         "the update of the base taught nothing": gain > 0,
         "the merge lost half of what the update taught": kept > gain / 2,
-        "answers that are decoded are not as they are scored": decoded["same"] >= 0.95 * decoded["items"],
+        "answers that are decoded are not as they are scored": decoded["same"] >= 0.9 * decoded["items"],
     }
     return [problem for problem, holds in checks.items() if not holds]
 
