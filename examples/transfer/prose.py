@@ -19,8 +19,8 @@ CLOSING = """## What it shows, and what it does not
 It shows that the arithmetic does on real, trained weights what the paper says: skills that cost minutes of training
 arrive on the updated base in a second, and the update is still there. It shows a limit too: after the larger update,
 which moves the weights three times as far as post-training does, `reverse` came out at half of what direct training
-gives it (first seed), while the other skills held. And a merge is not the training it replaces: the two changes of
-weights are alike, not the same.
+gives it (first seed), while the other skills held, but for `days`, which direct training hardly learns and a merge
+loses. And a merge is not the training it replaces: the two changes of weights are alike, not the same.
 
 It does not show how well the method does on a model that anybody uses. This one has 135 million parameters, its skills
 are small and narrow, its base is an instruct model already, and its update is short. The answers are those of one
