@@ -21,7 +21,8 @@ arrive on the updated base in a second, and the update is still there. It shows 
 which moves the weights three times as far as post-training does, `reverse` came out at half of what direct training
 gives it (first seed), while the other skills held, but for `days`, which direct training hardly learns and a merge
 loses. Two deltas that were trained apart, each of which works alone, lost most of what they can when both were added:
-that is the method's result here, good for no more than this pair, and the reason is not looked into. And a merge is not the training it replaces: the two changes of weights are alike, not the same.
+one seed, one pair, and the reason has not been looked into. And a merge is not the training it replaces: the two
+changes of weights are alike, not the same.
 
 It does not show how well the method does on a model that anybody uses. This one has 135 million parameters, its skills
 are small and narrow, its base is an instruct model already, and its update is short. The answers are those of one
