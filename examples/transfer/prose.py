@@ -26,8 +26,10 @@ changes of weights are alike, not the same.
 
 It does not show how well the method does on a model that anybody uses. This one has 135 million parameters, its skills
 are small and narrow, its base is an instruct model already, and its update is short. The answers are those of one
-learning rate for each kind of training, chosen in a few trials on one seed before the scores of any merge were known;
-the skill that is trained alone was another at first, `sort`, whose scores turned out to be those of chance.
+learning rate for each kind of training: that of post-training after one trial, before the scores of any merge were
+known, those of the updates hardly tried. The skill that is trained alone was another at first, `sort`, whose scores
+turned out to be those of chance; and *update kept* was measured against Θ_base at first (ParamΔ 0.15 for the small
+update), and against Θ_post since post-training itself was seen to cost what the update gains.
 Perplexity rises with post-training on something else, here about as much as the small update gained: what to compare is
 ParamΔ with direct training, not with Θ'_base. Where few seeds are in, small differences are noise. Why some answers are
 decoded otherwise than they are scored has not been looked into; all models are scored alike. The domain's text
