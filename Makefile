@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test browser lint types docs real exact faults fuzz bench bench-3b curves bench-check scale length squeeze backends batch evict statistics lowest experiment experiment-quick clean
+.PHONY: help demo test browser lint types docs real exact faults fuzz bench bench-3b curves bench-check scale length squeeze backends batch evict statistics remote lowest experiment experiment-quick clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -78,6 +78,9 @@ evict: $(VENV)/.dev  ## what a merge leaves of others' page cache where memory i
 
 statistics: $(VENV)/.dev  ## what the statistics of deltas cost, in a merge and beside memcpy; writes bench/STATISTICS.md
 	$(BIN)/python -m bench.statistics_cost
+
+remote: $(VENV)/.dev  ## inputs from a server on loopback, beside the client library alone; writes bench/REMOTE.md
+	$(BIN)/python -m bench.remote
 
 scale: $(VENV)/.dev  ## plan 70B and 671B from headers alone; writes bench/SCALE.md
 	$(BIN)/python -m bench.scale

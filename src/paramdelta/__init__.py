@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         BudgetError,
         CancelledError,
         CheckpointError,
+        FetchError,
         HeaderError,
         InputChangedError,
         MismatchError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     )
     from paramdelta.insight.analysis import Analysis
     from paramdelta.insight.scores import Transfer, TransferReport
+    from paramdelta.network import Network, network_of
     from paramdelta.planning.plan import Plan
     from paramdelta.planning.policies import Policies
     from paramdelta.planning.recipe import Delta, Recipe
@@ -71,6 +73,7 @@ _HOMES = {
         "BudgetError",
         "CancelledError",
         "CheckpointError",
+        "FetchError",
         "HeaderError",
         "InputChangedError",
         "MismatchError",
@@ -83,6 +86,7 @@ _HOMES = {
     ),
     "paramdelta.insight.analysis": ("Analysis",),
     "paramdelta.insight.scores": ("Transfer", "TransferReport"),
+    "paramdelta.network": ("Network", "network_of"),
     "paramdelta.planning.plan": ("Plan",),
     "paramdelta.planning.policies": ("Policies",),
     "paramdelta.planning.recipe": ("Delta", "Recipe"),
@@ -99,10 +103,12 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Delta",
+    "FetchError",
     "HeaderError",
     "InputChangedError",
     "MergeResult",
     "MismatchError",
+    "Network",
     "NonFiniteError",
     "OutputError",
     "ParamDeltaError",
@@ -124,6 +130,7 @@ __all__ = [
     "inspect",
     "merge",
     "merge_recipe",
+    "network_of",
     "plan",
     "read_recipes",
     "score",

@@ -166,7 +166,7 @@ def check(root: Path) -> int:
         codes = []
         for checkpoint in checkpoints:
             ref = checkpoint.tensors[name]
-            with checkpoint.shards[ref.shard].path.open("rb") as file:
+            with Path(checkpoint.shards[ref.shard].path).open("rb") as file:
                 codes.append(np.fromfile(file, np.uint16, ref.nbytes // 2, offset=ref.offset))
         post, base, new = (_fixed_point(code) for code in codes[:3])
         if not np.array_equal(_round_to_bf16(post - base + new), codes[3]):

@@ -3,6 +3,7 @@
 ParamDeltaError                      exit code
 ├── RecipeError                      2   the request does not parse
 ├── CheckpointError                  3   an input is missing, damaged, hostile or not supported
+│   ├── FetchError                       a remote file cannot be fetched
 │   ├── HeaderError                      a safetensors header breaks the format
 │   └── UnsupportedCheckpointError       a form of weights that cannot be merged (GGUF, LoRA, packed integers, …)
 ├── MismatchError                    4   the checkpoints do not fit each other, or the recipe does not fit them
@@ -77,6 +78,10 @@ class CheckpointError(ParamDeltaError):
     """An input is missing, damaged, hostile, or not a checkpoint."""
 
     exit_code = 3
+
+
+class FetchError(CheckpointError):
+    """A remote file cannot be fetched; the HTTP status is named where there is one."""
 
 
 class HeaderError(CheckpointError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 from paramdelta.engine import budget as budgets
-from paramdelta.engine.inputs import largest_window, require_backend
+from paramdelta.engine.inputs import largest_window, require_backend, usual_workers
 from paramdelta.engine.output import OutputDirectory, begin_together
 from paramdelta.engine.receipt import compose_receipt, is_complete, losses_of
 from paramdelta.engine.staging import kept_text, sweep
@@ -213,13 +213,13 @@ def budget_of(
     counted = kept * len(plans[0].operations) * len(plans[0].recipe.deltas) * len(plans)
     used = psutil.Process().memory_info().rss + counted
     shape, largest = budgets.Shape.of(plans[0].operations, len(plans)), largest_window(plans[0], io)
-    return budgets.decide(memory, workers, shape, used, process.peak_rss(), largest)
+    return budgets.decide(memory, workers, shape, used, process.peak_rss(), largest, usual_workers(plans[0]))
 
 
 def _documents(plan: Plan, path: Path, losses: dict[str, Any] | None) -> dict[str, bytes]:
     from paramdelta.planning.card import model_card
     from paramdelta.planning.recipe_file import write_recipe
 
-    recipe = write_recipe(plan.recipe, path)
+    recipe = write_recipe(plan.pinned_recipe, path)
     lost = None if losses is None else float(losses["relative_error"])
     return {"recipe.yaml": recipe.encode(), "README.md": model_card(plan, lost).encode()}

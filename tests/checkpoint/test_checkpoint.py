@@ -7,13 +7,15 @@ import shutil
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from paramdelta.checkpoint.checkpoint import FileIdentity, TensorRef, open_checkpoint
+from paramdelta.checkpoint.checkpoint import TensorRef, open_checkpoint
 from paramdelta.checkpoint.header import TensorEntry, build_header
 from paramdelta.errors import CheckpointError, HeaderError, UnsupportedCheckpointError
+from paramdelta.storage.identity import FileIdentity
 from tests.make import (
     at_odd_offsets,
     file_bytes,
@@ -23,9 +25,6 @@ from tests.make import (
     write_checkpoint,
     write_index,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TENSORS = {"a": normal((2, 3)), "b": ("F32", (), bytes(4)), "c": normal((4,), "F16"), "d": ("I64", (0,), b"")}
 INDEX = "model.safetensors.index.json"
@@ -85,7 +84,7 @@ def test_every_tensor_is_where_its_reference_says(tmp_path: Path, shards: int) -
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "c", tensors, shards=shards, align=1))
     for name, (dtype, shape, data) in tensors.items():
         ref = checkpoint.tensors[name]
-        raw = checkpoint.shards[ref.shard].path.read_bytes()
+        raw = Path(checkpoint.shards[ref.shard].path).read_bytes()
         assert (ref.dtype, ref.shape) == (dtype, tuple(shape))
         assert raw[ref.offset : ref.offset + ref.nbytes] == data
 

@@ -102,10 +102,15 @@ def test_a_path_that_exists_wins(tmp_path: Path) -> None:
         ("org/missing@v2", "hf download org/missing --revision v2"),
     ],
 )
-def test_what_is_not_in_the_cache_is_an_error_that_says_how_to_get_it(text: str, remedy: str) -> None:
+def test_what_is_not_in_the_cache_is_an_error_that_says_how_to_get_it(
+    text: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a core install, which reads nothing that is not on this machine."""
+    monkeypatch.setattr("paramdelta.checkpoint.hub._client_is_installed", lambda: False)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(text)
     assert remedy in str(caught.value)
+    assert "paramdelta[remote]" in str(caught.value)
     assert caught.value.exit_code == 3
 
 

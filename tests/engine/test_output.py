@@ -13,7 +13,6 @@ import filelock
 import pytest
 
 from paramdelta import api
-from paramdelta.checkpoint.checkpoint import FileIdentity
 from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.engine import output as output_module
 from paramdelta.engine.digests import Digest, Digester
@@ -34,6 +33,7 @@ from paramdelta.errors import (
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe
 from paramdelta.storage import platform
+from paramdelta.storage.identity import FileIdentity
 from tests.make import encode, normal, sparse_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:

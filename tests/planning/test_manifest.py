@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,6 @@ from tests.make import Tensors, at_odd_offsets, normal, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from paramdelta.planning.parts import Operand, Operation
 
@@ -53,7 +53,7 @@ def bytes_at(operand: Operand, operation: Operation, checkpoints: Sequence[Check
     """Return what an operand of `operation` points to, found without the code under test."""
     files = [shard.path for checkpoint in checkpoints for shard in checkpoint.shards]
     widths = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I64": 8, "BOOL": 1, "U8": 1}
-    raw = files[operand.file].read_bytes()
+    raw = Path(files[operand.file]).read_bytes()
     return raw[operand.offset : operand.offset + operation.elements * widths[operand.dtype]]
 
 

@@ -9,40 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paramdelta.checkpoint import hub, unsupported
 from paramdelta.checkpoint.discovery import Weights, find_weights
-from paramdelta.checkpoint.files import is_there, open_regular, read_exactly, read_whole
+from paramdelta.checkpoint.files import is_named, is_there, open_file, prefetch, read_whole
 from paramdelta.checkpoint.header import MAX_HEADER_BYTES, PREFIX_BYTES, Header, parse_header, parse_length
 from paramdelta.checkpoint.index import parse_index
+from paramdelta.checkpoint.sidecar_names import CONFIG_FILE
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-CONFIG_FILE = "config.json"
+    from paramdelta.storage.identity import FileIdentity
+    from paramdelta.storage.remote.place import Place
+
 MAX_INDEX_BYTES = 512 << 20
 MAX_CONFIG_BYTES = 16 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """What tells whether a file is still the same: device, inode, size in bytes, modification time in ns."""
-
-    dev: int
-    ino: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> FileIdentity:
-        """Return the identity that `status` shows."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +40,7 @@ class Shard:
     """
 
     name: str
-    path: Path
+    path: Place
     identity: FileIdentity
     header_digest: str
     data_offset: int
@@ -81,8 +68,8 @@ class Checkpoint:
     others.
     """
 
-    path: Path
-    root: Path
+    path: Place
+    root: Place
     index: str | None
     index_digest: str | None
     shards: tuple[Shard, ...]
@@ -93,14 +80,17 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Return the checkpoint at `path`: a directory, an index, one ``.safetensors`` file, or ``org/name[@revision]``.
+    """Return the checkpoint at `path`: a directory, an index or one ``.safetensors`` file, here or elsewhere.
+
+    ``org/name[@revision]`` is a model of the Hub, an address like ``s3://bucket/prefix`` what it says.
 
     Raises CheckpointError where files are missing, damaged, or contradict each other (HeaderError where it
     is a header), and UnsupportedCheckpointError where they hold weights in another form than safetensors.
     """
-    path = hub.locate(path)
-    weights = find_weights(path)
+    place = hub.locate(path)
+    weights = find_weights(place)
     index = _read_index(weights) if weights.is_index else None
+    prefetch([weights.root / name for name in (index.shard_names if index else [weights.entry])])
     shards: list[Shard] = []
     tensors: dict[str, TensorRef] = {}
     strays: list[str] = []
@@ -118,7 +108,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         _require_agreement(index, tensors, strays)
     config, config_digest = _read_config(weights.root / CONFIG_FILE) if weights.owns_sidecars else (None, None)
     return Checkpoint(
-        path=path,
+        path=place,
         root=weights.root,
         index=weights.entry if index else None,
         index_digest=index.digest if index else None,
@@ -154,7 +144,7 @@ def _read_index(weights: Weights) -> _Index:
     return _Index(file, weight_map, names, hashlib.sha256(raw).hexdigest())
 
 
-def _require_shards(root: Path, names: Sequence[str], file: str) -> None:
+def _require_shards(root: Place, names: Sequence[str], file: str) -> None:
     missing = [name for name in names if not is_there(root / name)]
     if missing:
         raise CheckpointError(
@@ -179,24 +169,24 @@ def _require_agreement(index: _Index, tensors: Mapping[str, TensorRef], strays: 
         )
 
 
-def _read_shard(path: Path) -> tuple[Shard, Header]:
+def _read_shard(path: Place) -> tuple[Shard, Header]:
     file = printable(str(path))
-    with open_regular(path) as (descriptor, status):
-        prefix = read_exactly(descriptor, min(PREFIX_BYTES, status.st_size), file)
+    with open_file(path) as opened:
+        identity = opened.identity
+        prefix = opened.read(min(PREFIX_BYTES, identity.size))
         # Looked at only where the file cannot be safetensors anyway: any 8 bytes may open an honest one.
         if int.from_bytes(prefix, "little") > MAX_HEADER_BYTES:
             unsupported.refuse_by_magic(prefix, file)
-        raw = read_exactly(descriptor, parse_length(prefix, status.st_size, file), file)
-    header = parse_header(raw, status.st_size, file)
+        raw = opened.read(parse_length(prefix, identity.size, file))
+    header = parse_header(raw, identity.size, file)
     digest = hashlib.sha256(prefix)
     digest.update(raw)
-    identity = FileIdentity.of(status)
     return Shard(path.name, path, identity, digest.hexdigest(), header.data_offset, header.metadata), header
 
 
-def _read_config(path: Path) -> tuple[Mapping[str, Any] | None, str | None]:
+def _read_config(path: Place) -> tuple[Mapping[str, Any] | None, str | None]:
     # Read as loaders read it, that is with Python's json: NaN and Infinity occur in honest configurations.
-    if not os.path.lexists(path):
+    if not is_named(path):
         return None, None
     raw = read_whole(path, MAX_CONFIG_BYTES)
     try:

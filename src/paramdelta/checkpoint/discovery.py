@@ -20,16 +20,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paramdelta.checkpoint import unsupported
-from paramdelta.checkpoint.files import unreadable
+from paramdelta.checkpoint.files import has_directory, names_in, unreadable
 from paramdelta.checkpoint.index import INDEX_SUFFIX, WEIGHTS_SUFFIX
+from paramdelta.checkpoint.sidecar_names import SIDECARS
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.errors import CheckpointError
+from paramdelta.storage.remote.place import RemotePath
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from paramdelta.storage.remote.place import Place
 
 MODEL_FILE = "model" + WEIGHTS_SUFFIX
 MODEL_INDEX = "model" + INDEX_SUFFIX
+MARKS = ("consolidated.safetensors", "adapter_config.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files that tell what a directory is where it has no model in safetensors under the usual names."""
+
 STAGING = ".paramdelta"
 """What a merge keeps in its output until that is published."""
 
@@ -45,27 +50,20 @@ class Weights:
     `owns_sidecars` says whether config.json and other files in that directory belong to the weights.
     """
 
-    root: Path
+    root: Place
     entry: str
     is_index: bool
     rival: str | None = None
     owns_sidecars: bool = True
 
 
-def find_weights(path: Path) -> Weights:
+def find_weights(path: Place) -> Weights:
     """Return the weights that `path` (a directory, an index or a ``.safetensors`` file) leads to.
 
     Raises CheckpointError where there are none or it is not clear which, UnsupportedCheckpointError where
     there are weights of a kind that cannot be merged.
     """
-    file = printable(str(path))
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError) and not path.is_symlink():
-            raise unsupported.missing_path(path) from None
-        raise unreadable(file, error) from error
-    if stat.S_ISDIR(mode):
+    if _is_directory(path):
         return _in_directory(path)
     if path.name.endswith(INDEX_SUFFIX):
         return Weights(path.parent, path.name, is_index=True)
@@ -73,11 +71,22 @@ def find_weights(path: Path) -> Weights:
     return Weights(path.parent, path.name, is_index=False, owns_sidecars=_is_the_model(path))
 
 
-def _in_directory(root: Path) -> Weights:
-    names = _file_names(root)
+def _is_directory(path: Place) -> bool:
+    if isinstance(path, RemotePath):
+        return not path.name
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            raise unsupported.missing_path(path) from None
+        raise unreadable(printable(str(path)), error) from error
+
+
+def _in_directory(root: Place) -> Weights:
+    names = names_in(root, (MODEL_INDEX, MODEL_FILE, *MARKS, *SIDECARS))
     indexes = _preferred([name for name in names if name.endswith(INDEX_SUFFIX)])
     weights = _preferred([name for name in names if name.endswith(WEIGHTS_SUFFIX)])
-    if not indexes and MODEL_FILE not in weights and (root / STAGING).is_dir():
+    if not indexes and MODEL_FILE not in weights and has_directory(root, STAGING):
         raise unsupported.unfinished(root)
     if not weights and not indexes:
         raise unsupported.no_weights(root, names)
@@ -88,24 +97,12 @@ def _in_directory(root: Path) -> Weights:
     return Weights(root, _choose_single(root, weights), is_index=False)
 
 
-def _file_names(root: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in root.iterdir() if _is_candidate(entry))
-    except OSError as error:
-        raise unreadable(printable(str(root)), error) from error
-
-
-def _is_candidate(entry: Path) -> bool:
-    # Hidden files are not weights: macOS puts "._model.safetensors" beside files on foreign disks.
-    return not entry.name.startswith(".") and not entry.is_dir()
-
-
 def _preferred(names: list[str]) -> list[str]:
     names = [name for name in names if not name.startswith("adapter_model")]
     return [name for name in names if not name.startswith("consolidated")] or names
 
 
-def _choose_index(root: Path, indexes: list[str], weights: list[str]) -> str | None:
+def _choose_index(root: Place, indexes: list[str], weights: list[str]) -> str | None:
     if all(name.startswith("consolidated") for name in indexes) and not all(
         name.startswith("consolidated") for name in weights
     ):
@@ -121,7 +118,7 @@ def _choose_index(root: Path, indexes: list[str], weights: list[str]) -> str | N
     )
 
 
-def _choose_single(root: Path, weights: list[str]) -> str:
+def _choose_single(root: Place, weights: list[str]) -> str:
     if len(weights) == 1:
         return weights[0]
     if MODEL_FILE in weights and not any(_NUMBERED.search(name) for name in weights):
@@ -136,7 +133,7 @@ def _choose_single(root: Path, weights: list[str]) -> str:
     )
 
 
-def _is_the_model(path: Path) -> bool:
+def _is_the_model(path: Place) -> bool:
     try:
         return _in_directory(path.parent).entry == path.name
     except CheckpointError:

@@ -1,25 +1,34 @@
-"""Models of the Hugging Face Hub that are already on this machine: ``org/name`` or ``org/name@revision`` to a snapshot.
+"""Where a checkpoint is: a path, a model of the Hugging Face Hub (``org/name@revision``), an address elsewhere.
 
-The cache is read as its layout is documented: ``models--org--name/refs/<revision>`` holds a commit, whose files are in
-``models--org--name/snapshots/<commit>``, most of them links to blobs. Nothing is ever fetched.
+A model that lies whole in the Hub's cache is taken from there, any other is read where it is. The cache is read as its
+layout is documented: ``models--org--name/refs/<revision>`` holds a commit, whose files are in
+``models--org--name/snapshots/<commit>``, most of them links to blobs.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from paramdelta.checkpoint.files import is_there, read_whole
+from paramdelta.checkpoint.index import INDEX_SUFFIX, WEIGHTS_SUFFIX, parse_index
 from paramdelta.checkpoint.wording import printable, quoted
 from paramdelta.errors import CheckpointError
+from paramdelta.storage.remote.place import place_of
+
+if TYPE_CHECKING:
+    from paramdelta.storage.remote.place import Place
 
 _PART: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _MODEL: Final = re.compile(rf"(?:hf://)?({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?")
 _SNAPSHOT: Final = re.compile(r"models--([^/\\]+)--([^/\\]+)[/\\]snapshots[/\\]([0-9A-Za-z]+)")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _MOST_REF_BYTES: Final = 4096
+_MOST_INDEX_BYTES: Final = 512 << 20
+_PINNED: Final = re.compile(rf"hf://({_PART}/{_PART})@([0-9a-f]{{40}})")
 
 
 class HubModel(NamedTuple):
@@ -32,28 +41,42 @@ class HubModel(NamedTuple):
         return f"{self.name}@{self.commit}"
 
 
-def locate(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a checkpoint: the path itself if it exists, else the snapshot that it names on the Hub.
+def locate(path: str | os.PathLike[str]) -> Place:
+    """Return where a checkpoint is: the path itself if it exists, else what it names on the Hub or elsewhere.
 
     Raises:
-        CheckpointError: it names a model of the Hub that is not in the cache, or not at that revision.
+        CheckpointError: it names a model of the Hub that is neither in the cache nor can be read where it is.
+        RecipeError: an address holds what may be a secret.
     """
     text = os.fspath(path)
     model = _MODEL.fullmatch(text)
     if model is None or (not text.startswith("hf://") and os.path.lexists(text)):
-        return Path(text)
+        return place_of(text)
     name, revision = model[1], model[2] or "main"
     if ".." in revision.split("/"):
         raise CheckpointError(f"{quoted(revision)} is no revision", file=printable(text))
     folder = cache() / f"models--{name.replace('/', '--')}"
-    if not is_there(folder):
-        if not text.startswith("hf://") and model[2] is None:
-            return Path(text)  # more likely a path that does not exist, which has its own message
-        raise _absent(text, name, model[2], f"is not in the cache of the Hugging Face Hub ({cache()})")
-    snapshot = folder / "snapshots" / _commit(folder, revision)
-    if not is_there(snapshot):
-        raise _absent(text, name, model[2], f"is in the cache of the Hub, but not its revision {revision}")
-    return snapshot
+    snapshot = folder / "snapshots" / _commit(folder, revision) if is_there(folder) else folder
+    if snapshot != folder and is_there(snapshot) and _is_whole(snapshot):
+        return snapshot
+    if not text.startswith("hf://") and model[2] is None and not is_there(folder) and is_there(Path(text).parent):
+        return Path(text)  # more likely a path that does not exist, which has its own message
+    if not _client_is_installed():
+        raise _absent(text, name, model[2])
+    return place_of(f"hf://{name}" if model[2] is None else f"hf://{name}@{revision}")
+
+
+def _client_is_installed() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("huggingface_hub", "fsspec", "aiohttp"))
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """Return whether all shards that the index of a snapshot names are there, or any where it has no index."""
+    index = snapshot / f"model{INDEX_SUFFIX}"
+    if not is_there(index):
+        return any(entry.name.endswith(WEIGHTS_SUFFIX) for entry in snapshot.iterdir())
+    names = set(parse_index(read_whole(index, _MOST_INDEX_BYTES), printable(str(index))).values())
+    return all(is_there(snapshot / name) for name in names)
 
 
 def is_name(text: str) -> bool:
@@ -71,9 +94,11 @@ def cache() -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def model_of(path: Path) -> HubModel | None:
-    """Return the model and commit that a path shows, where it lies in a snapshot of a cache."""
-    found = _SNAPSHOT.search(str(path))
+def model_of(path: Place | str) -> HubModel | None:
+    """Return the model and commit that a path shows, where it lies in a snapshot of a cache or on the Hub."""
+    found = _PINNED.match(str(path)) or _SNAPSHOT.search(str(path))
+    if found is not None and len(found.groups()) == 2:
+        return HubModel(found[1], found[2])
     return None if found is None else HubModel(f"{found[1]}/{found[2]}", found[3])
 
 
@@ -89,6 +114,11 @@ def _commit(folder: Path, revision: str) -> str:
     return commit
 
 
-def _absent(text: str, name: str, revision: str | None, message: str) -> CheckpointError:
+def _absent(text: str, name: str, revision: str | None) -> CheckpointError:
     at = f" --revision {revision}" if revision else ""
-    return CheckpointError(message, file=printable(text), remedy=f"Download it first: hf download {name}{at}")
+    return CheckpointError(
+        f"is not in the cache of the Hugging Face Hub ({cache()}), or not all of it",
+        file=printable(text),
+        remedy=f"Download it first: hf download {name}{at}; or let it be read where it is:"
+        " pip install 'paramdelta[remote]'",
+    )

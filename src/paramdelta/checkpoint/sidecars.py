@@ -8,36 +8,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from paramdelta.checkpoint.checkpoint import CONFIG_FILE, FileIdentity
-from paramdelta.checkpoint.files import is_there, open_regular
+from paramdelta.checkpoint.files import identity_of, is_there, names_in
+from paramdelta.checkpoint.sidecar_names import CHAT_TEMPLATE, FROM_NEW_BASE, GENERATION, PROCESSOR, TOKENIZER
 from paramdelta.checkpoint.tokens import kinds_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from paramdelta.checkpoint.checkpoint import Checkpoint
-
-FROM_NEW_BASE: Final = (CONFIG_FILE,)
-TOKENIZER: Final = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
-CHAT_TEMPLATE: Final = ("chat_template.jinja", "chat_template.json")
-GENERATION: Final = ("generation_config.json",)
-
-
-PROCESSOR: Final = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+    from paramdelta.storage.identity import FileIdentity
+    from paramdelta.storage.remote.place import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +32,7 @@ class Sidecar:
     """
 
     name: str
-    source: Path
+    source: Place
     donor: str
     identity: FileIdentity
     text: str | None = None
@@ -102,15 +82,14 @@ def remote_code(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return the names of the Python files beside the weights, which loaders run if their user trusts them."""
     if not checkpoint.owns_sidecars:
         return ()
-    return tuple(sorted(path.name for path in checkpoint.root.glob("*.py") if not path.name.startswith(".")))
+    return tuple(name for name in names_in(checkpoint.root, ()) if name.endswith(".py"))
 
 
 def _present(checkpoint: Checkpoint, names: tuple[str, ...], donor: str) -> list[Sidecar]:
     if not checkpoint.owns_sidecars:
         return []
-    found = []
-    for path in (checkpoint.root / name for name in names):
-        if is_there(path):
-            with open_regular(path) as (_, status):
-                found.append(Sidecar(path.name, path, donor, FileIdentity.of(status)))
-    return found
+    return [
+        Sidecar(place.name, place, donor, identity_of(place))
+        for place in (checkpoint.root / name for name in names)
+        if is_there(place)
+    ]

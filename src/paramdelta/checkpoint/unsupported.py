@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, NoReturn
 
 from paramdelta.checkpoint.dtypes import ADDABLE, DTYPES, WHOLE_FLOATS
+from paramdelta.checkpoint.files import has_directory
 from paramdelta.checkpoint.scaling import blocks_of, quantization_settings, strange_key
 from paramdelta.checkpoint.wording import clipped, printable, quoted
 from paramdelta.errors import CheckpointError, UnsupportedCheckpointError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from paramdelta.checkpoint.checkpoint import Checkpoint, TensorRef
     from paramdelta.checkpoint.scaling import Scaling
+    from paramdelta.storage.remote.place import Place
 
 _MERGE_ADAPTER = (
     "Merge the adapter into its base first: load both with PEFT, call merge_and_unload(), then "
@@ -54,7 +56,7 @@ def missing_path(path: Path) -> CheckpointError:
     return CheckpointError("no such file or directory", file=printable(name), remedy=remedy)
 
 
-def no_weights(root: Path, names: Sequence[str]) -> CheckpointError:
+def no_weights(root: Place, names: Sequence[str]) -> CheckpointError:
     """Return the error for a directory `root` of files `names`, none of them a model in safetensors."""
     file = printable(str(root))
     if any(name == "adapter_config.json" or name.startswith("adapter_model") for name in names):
@@ -67,7 +69,7 @@ def no_weights(root: Path, names: Sequence[str]) -> CheckpointError:
         )
     if any(name.lower().endswith(_OTHER_FRAMEWORKS) for name in names):
         return UnsupportedCheckpointError("weights of another framework, no safetensors", file=file, remedy=_CONVERT)
-    if (root / "snapshots").is_dir():
+    if has_directory(root, "snapshots"):
         return CheckpointError(
             "a folder of the Hub's cache, not a checkpoint",
             file=file,
@@ -80,7 +82,7 @@ def no_weights(root: Path, names: Sequence[str]) -> CheckpointError:
     )
 
 
-def unfinished(root: Path) -> CheckpointError:
+def unfinished(root: Place) -> CheckpointError:
     """Return the error for a directory in which a merge has begun and published nothing yet."""
     return CheckpointError(
         "holds an unfinished merge",
@@ -89,7 +91,7 @@ def unfinished(root: Path) -> CheckpointError:
     )
 
 
-def refuse_by_name(path: Path) -> None:
+def refuse_by_name(path: Place) -> None:
     """Raise UnsupportedCheckpointError where the name of `path` says that it is no safetensors model."""
     file = printable(str(path))
     suffix = path.suffix.lower()

@@ -358,24 +358,32 @@ def sweep(
     metavar="OUT",
     help="Where the output would go: what is there, and how much room.",
 )
+@click.option(
+    "--bandwidth",
+    metavar="RATE",
+    help="Bytes per second of the network, like 100MB, for how long remote inputs take; or measure: read for 3 s.",
+)
 @_output_options
 def plan(
     *,
     request: Callable[[], dict[str, Any]],
     output: str | None,
+    bandwidth: str | None,
     as_json: bool,
 ) -> None:
-    """Say what a merge would do, from headers alone: operations, sizes, RAM, disk."""
+    """Say what a merge would do, from headers alone: operations, sizes, RAM, disk, network."""
     from paramdelta import api
     from paramdelta.cli import display
+    from paramdelta.network import network_of
 
     made = api.plan(**request())
     memory = api.estimate_memory(made)
     warnings = api.warnings_for(made, output, memory_bytes=memory)
+    network = network_of(made, bandwidth)
     if as_json:
-        click.echo(json.dumps(display.plan_json(made, memory, warnings)))
+        click.echo(json.dumps(display.plan_json(made, memory, warnings) | {"network": dataclasses.asdict(network)}))
     else:
-        display.show_plan(made, memory, warnings)
+        display.show_plan(made, memory, warnings, network)
 
 
 @commands.command()

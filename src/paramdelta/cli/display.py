@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from paramdelta.checkpoint.wording import clipped, listed, printable, quoted
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from paramdelta.checkpoint.checkpoint import Checkpoint
     from paramdelta.engine.progress import Progress
     from paramdelta.insight.notice import Notice
+    from paramdelta.network import Network
     from paramdelta.planning.plan import Plan
     from paramdelta.planning.recipe import Recipe
     from paramdelta.planning.warnings import PlanWarning
@@ -249,7 +251,7 @@ def merge_json(result: MergeResult) -> dict[str, Any]:
     return asdict(result)
 
 
-def show_plan(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> None:
+def show_plan(plan: Plan, memory: int, warnings: Sequence[PlanWarning], network: Network | None = None) -> None:
     """Print what a merge would do."""
     from rich.table import Table
 
@@ -274,8 +276,17 @@ def show_plan(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> None:
         f" writes {format_size(plan.bytes_written)}, holds {format_size(memory)} of RAM",
         highlight=False,
     )
+    if network is not None and network.bytes:
+        screen.print(_network_text(network), highlight=False)
     for warning in warnings:
         show_warning(warning)
+
+
+def _network_text(network: Network) -> str:
+    if network.bandwidth is None or network.seconds is None:
+        return f"{format_size(network.bytes)} come over the network: --bandwidth says for how long"
+    spent = timedelta(seconds=max(1, round(network.seconds)))
+    return f"{format_size(network.bytes)} come over the network: {spent} at {format_size(network.bandwidth)}/s"
 
 
 def plan_json(plan: Plan, memory: int, warnings: Sequence[PlanWarning]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ An input that names the output of another merge means that output wherever it is
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +14,7 @@ from paramdelta.checkpoint import hub
 from paramdelta.checkpoint.wording import printable
 from paramdelta.errors import CheckpointError, RecipeError
 from paramdelta.planning.recipe_file import absolute
+from paramdelta.storage.remote.address import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
@@ -78,7 +79,7 @@ def _step(place: int, jobs: Sequence[Job], outputs: Sequence[str], places: Mappi
             raise _too_early(job, field, path, jobs[needed])
         needs.append(Need(field, needed))
         moved[path] = str(Path(outputs[needed], file))
-    return Step(place, job, _moved(job.recipe, moved), outputs[place], tuple(needs))
+    return Step(place, job, job.recipe.moved(moved), outputs[place], tuple(needs))
 
 
 def _inputs(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -101,14 +102,6 @@ def _written_by(path: str, places: Mapping[str, int]) -> tuple[int, str] | None:
     if parent in places and file.endswith(_CHECKPOINT_FILES):
         return places[parent], Path(path).name
     return None
-
-
-def _moved(recipe: Recipe, moved: Mapping[str, str]) -> Recipe:
-    deltas = (
-        replace(delta, post=moved.get(delta.post, delta.post), base=moved.get(delta.base, delta.base))
-        for delta in recipe.deltas
-    )
-    return replace(recipe, new_base=moved.get(recipe.new_base, recipe.new_base), deltas=tuple(deltas))
 
 
 def _too_early(job: Job, field: str, path: str, other: Job) -> RecipeError:
@@ -184,7 +177,7 @@ def _refuse_missing(job: Job, field: str, path: str) -> None:
             name = path.removeprefix("hf://")
             remedy = here if os.path.lexists(name) else f"{error.remedy}\nIf it is a path, write ./{name}"
             raise CheckpointError(f"{error.message} ({field})", file=error.file, remedy=remedy) from error
-    elif not os.path.lexists(path):
+    elif not is_remote(path) and not os.path.lexists(path):
         name = _as_written(job, path)
         remedy = here if os.path.lexists(name) else "Check the spelling."
         if hub.is_name(name):

@@ -36,6 +36,9 @@ SMALLEST_WINDOW: Final = (64 << 10) - ALIGNMENT
 RESERVE: Final = 16_000_000
 """Bytes left for what is not a buffer: thread stacks, the allocator's slack, progress display."""
 
+REMOTE_WORKERS: Final = 8
+"""How many workers wait for ranges from a network: each has a window's worth of every input under way."""
+
 _DIFFERS: Final = 3_000_000
 """Bytes by which the same process may hold more the next time: what is called the least shall work then, too."""
 
@@ -126,7 +129,13 @@ class Budget:
 
 
 def decide(
-    memory: int | None, workers: int | None, shape: Shape, used: int, peak: int, largest: int = LARGEST_WINDOW
+    memory: int | None,
+    workers: int | None,
+    shape: Shape,
+    used: int,
+    peak: int,
+    largest: int = LARGEST_WINDOW,
+    usual: int | None = None,
 ) -> Budget:
     """Return the budget of a run.
 
@@ -137,6 +146,7 @@ def decide(
         used: bytes of RSS that the process holds already: interpreter, kernels, plan.
         peak: the most it has held so far.
         largest: most bytes of a window, if no grain asks for more.
+        usual: number of workers where memory suffices, `default_workers` where None.
 
     Raises:
         BudgetError: the memory is too small; the message names the least that works.
@@ -153,7 +163,7 @@ def decide(
             + (f" Fewer than {shape.outputs} outputs at once need less." if shape.outputs > 1 else ""),
         )
     free = memory - used - RESERVE
-    chosen = workers or default_workers()
+    chosen = workers or usual or default_workers()
     comfortable = max(COMFORTABLE_WINDOW, shape.least_window)
     while workers is None and chosen > 1 and chosen * shape.worker(comfortable) > free:
         chosen -= 1

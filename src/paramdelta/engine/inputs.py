@@ -7,10 +7,11 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paramdelta.checkpoint.checkpoint import FileIdentity
-from paramdelta.engine.budget import DEVICE_WINDOW, LARGEST_WINDOW
+from paramdelta.engine.budget import DEVICE_WINDOW, LARGEST_WINDOW, REMOTE_WORKERS
 from paramdelta.errors import InputChangedError, ParamDeltaError
 from paramdelta.storage import platform
+from paramdelta.storage.identity import FileIdentity
+from paramdelta.storage.remote.address import is_remote
 from paramdelta.storage.source import Source, open_source
 
 if TYPE_CHECKING:
@@ -43,14 +44,19 @@ class Inputs:
         with self._lock:
             if place not in self._open:
                 check_identity(self._files[place])
-                file = self._files[place]
-                self._open[place] = open_source(file.path, file.identity.size, self._io)
+                self._open[place] = _open(self._files[place], self._io)
                 self.backends.add(self._open[place].backend)
             return self._open[place]
 
     def room(self, place: int, size: int) -> int:
         """Return how many bytes of buffer a range of ``size`` bytes of a file takes."""
         return self.source(place).room(size)
+
+    def interrupt(self) -> None:
+        """Let no worker wait for bytes any longer."""
+        with self._lock:
+            for source in self._open.values():
+                source.interrupt()
 
     def close(self, places: Iterable[int] | None = None) -> None:
         """Close the files at ``places``, or all. No window that reads them may be under way."""
@@ -61,12 +67,23 @@ class Inputs:
                     source.close()
 
 
+def _open(file: InputFile, io: str) -> Source:
+    """Open an input; ``io`` says how files of this machine are read, what is elsewhere comes in one way only."""
+    if is_remote(file.path):
+        from paramdelta.storage.remote.source import RemoteSource
+
+        return RemoteSource(file.path, file.identity)
+    return open_source(file.path, file.identity.size, io)
+
+
 def check_identity(file: InputFile) -> None:
-    """Check that a file is still the one that was planned with.
+    """Check that a file is still the one that was planned with. What is elsewhere is checked with every answer.
 
     Raises:
         InputChangedError: it is another file, or has another size or time of change.
     """
+    if is_remote(file.path):
+        return
     try:
         identity = FileIdentity.of(Path(file.path).stat())
     except OSError as error:
@@ -94,7 +111,7 @@ def require_backend(files: Sequence[InputFile], io: str) -> None:
     if io != "auto":
         for file in files:
             check_identity(file)
-            open_source(file.path, file.identity.size, io).close()
+            _open(file, io).close()
 
 
 def largest_window(plan: Plan, io: str) -> int:
@@ -102,11 +119,18 @@ def largest_window(plan: Plan, io: str) -> int:
     files = [plan.files[place] for place in sorted(files_of(plan, plan.shards[0]))] if plan.shards else []
     for file in files:
         with contextlib.suppress(ParamDeltaError):  # whoever reads it tells what is wrong
-            source = open_source(file.path, file.identity.size, io)
+            if is_remote(file.path):
+                return LARGEST_WINDOW  # every request costs a round trip
+            source = _open(file, io)
             source.close()
             if source.backend == "mmap" or platform.spins(file.path):
                 return LARGEST_WINDOW
     return DEVICE_WINDOW
+
+
+def usual_workers(plan: Plan) -> int | None:
+    """Return how many workers suit the places where inputs lie, None where the processors decide."""
+    return REMOTE_WORKERS if any(is_remote(file.path) for file in plan.files) else None
 
 
 def last_uses(plan: Plan) -> list[list[int]]:

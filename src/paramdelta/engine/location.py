@@ -12,6 +12,7 @@ from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.checkpoint.wording import printable
 from paramdelta.errors import OutputError
 from paramdelta.storage import platform
+from paramdelta.storage.remote.address import is_remote
 from paramdelta.storage.sink import output_refused
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ def refuse_inputs(path: Path, plan: Plan) -> None:
         real = Path(os.path.realpath(path))
         own, staging = _aliases(real), _aliases(real / STAGING)
         above = own.union(*map(_aliases, real.parents))
-        files = {file.path for file in plan.files} | {str(car.source) for car in plan.sidecars}
-        for source in plan.inputs:
+        named = {file.path for file in plan.files} | {str(car.source) for car in plan.sidecars}
+        files = {file for file in named if not is_remote(file)}
+        for source in (source for source in plan.inputs if not is_remote(source.path)):
             if not above.isdisjoint(_aliases(source.path)):
                 raise OutputError(
                     f"lies in an input, {source.role} ({printable(source.path)}): inputs are never written",

@@ -10,9 +10,8 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from paramdelta.checkpoint.checkpoint import FileIdentity
 from paramdelta.checkpoint.discovery import STAGING
-from paramdelta.checkpoint.files import open_regular, read_exactly
+from paramdelta.checkpoint.files import open_file
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.engine.inputs import check_identity
 from paramdelta.engine.location import free_space, make_directories, refusals, refuse_inputs
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from paramdelta.checkpoint.files import OpenFile
     from paramdelta.checkpoint.sidecars import Sidecar
     from paramdelta.engine.progress import FinishedShard
     from paramdelta.planning.layout import OutputShard
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 DOCUMENTS: Final = ("recipe.yaml", "README.md")
 """What every output has beside weights, sidecars and receipt."""
 
-_CHUNK: Final = 1 << 20
+_CHUNK: Final = 4 << 20
 _LARGE_FILE: Final = 1 << 32
 _ANOTHER_OUTPUT: Final = "Choose another output."
 
@@ -344,10 +344,10 @@ def _copy_durably(car: Sidecar, target: Path) -> str:
         CheckpointError: it cannot be read.
         InputChangedError: it is not what it was when the plan was made.
     """
-    with open_regular(car.source) as (descriptor, status):
-        if FileIdentity.of(status) != car.identity:
+    with open_file(car.source) as file:
+        if file.identity != car.identity:
             raise InputChangedError("changed since the merge was planned", file=printable(str(car.source)))
-        content = _chunks(descriptor, status.st_size, car.source) if car.text is None else [car.text.encode()]
+        content = _chunks(file) if car.text is None else [car.text.encode()]
         digest = hashlib.sha256()
         _write_durably(target, _digested(content, digest))
     return digest.hexdigest()
@@ -359,10 +359,10 @@ def _digested(content: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes
         yield chunk
 
 
-def _chunks(descriptor: int, size: int, source: Path) -> Iterator[bytes]:
-    file = printable(str(source))
+def _chunks(file: OpenFile) -> Iterator[bytes]:
+    size = file.identity.size
     for begin in range(0, size, _CHUNK):
-        yield read_exactly(descriptor, min(_CHUNK, size - begin), file)
+        yield file.read(min(_CHUNK, size - begin))
 
 
 def _write_durably(path: Path, content: Iterable[bytes]) -> None:

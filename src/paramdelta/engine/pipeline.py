@@ -89,6 +89,7 @@ def run_together(
                 on_progress(completion.progress)
     finally:
         feed.stop()
+        inputs.interrupt()
         _close_behind(workers, inputs, feed)
     backends = tuple(sorted(inputs.backends))
     return [Outcome(tally.all_finished(), backends) for tally in completion.tallies]

@@ -118,6 +118,8 @@ class Worker(threading.Thread):
             memory = self._arena.view[filled : filled + room]
             loans.append(source.borrow(extent.offset, extent.size, memory))
             filled += room
+        for extent, loan in zip(batch.extents, loans, strict=True):
+            self._inputs.source(extent.file).await_range(loan)
         return loans
 
     def _compute(self, made: _Made, step: Step, loans: list[Loan], size: int) -> None:

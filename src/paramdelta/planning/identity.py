@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from paramdelta.planning.plan import InputFile, Plan
+    from paramdelta.storage.identity import FileIdentity
 
 ARITHMETIC: Final = 1
 """Version of the arithmetic and the layout: it rises when the same request would give other bytes."""
@@ -37,7 +38,7 @@ def identity_of(plan: Plan) -> dict[str, Any]:
             for source in plan.inputs
         ],
         "sidecars": [
-            [car.name, car.donor, car.identity.size, car.identity.mtime_ns, car.text] for car in plan.sidecars
+            [car.name, car.donor, car.identity.size, *_state(car.identity), car.text] for car in plan.sidecars
         ],
     }
 
@@ -48,7 +49,12 @@ def digest_of(data: Any) -> str:
 
 
 def _of_file(file: InputFile) -> list[Any]:
-    return [Path(file.path).name, file.identity.size, file.identity.mtime_ns, file.header_digest]
+    return [Path(file.path).name, file.identity.size, *_state(file.identity), file.header_digest]
+
+
+def _state(identity: FileIdentity) -> list[int | str]:
+    """Return what tells a file's states apart: when it was changed, or its version where it is elsewhere."""
+    return [identity.version] if identity.version else [identity.mtime_ns]
 
 
 def differences(old: Any, new: dict[str, Any]) -> list[str]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
-from paramdelta.checkpoint.checkpoint import CONFIG_FILE
 from paramdelta.checkpoint.dtypes import ADDABLE, INTEGERS, WHOLE_FLOATS
 from paramdelta.checkpoint.embeddings import HEADS
 from paramdelta.checkpoint.scaling import SCALE_SUFFIX, scale_shape
+from paramdelta.checkpoint.sidecar_names import CONFIG_FILE
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.errors import MismatchError
 from paramdelta.planning.differences import VOCABULARIES, Difference, refuse, summarise

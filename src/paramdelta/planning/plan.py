@@ -7,12 +7,12 @@ import gc
 import itertools
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from paramdelta.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, FileIdentity, open_checkpoint
+from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.checkpoint.embeddings import Embeddings, embeddings_of
 from paramdelta.checkpoint.scaling import Blocks, Scaling, scaling_of
+from paramdelta.checkpoint.sidecar_names import CONFIG_FILE
 from paramdelta.checkpoint.sidecars import Sidecar, choose_sidecars
 from paramdelta.checkpoint.unsupported import refuse_unmergeable
 from paramdelta.planning.config import output_config
@@ -24,6 +24,9 @@ from paramdelta.planning.policies import Policies
 from paramdelta.planning.recipe import Delta, Recipe
 from paramdelta.planning.vocabulary import Comparison, differing_tokens, donor_of_tokens, taken_tokens
 from paramdelta.planning.warnings import PlanWarning, Tokens, all_warnings
+from paramdelta.storage.identity import FileIdentity
+from paramdelta.storage.remote.address import is_remote
+from paramdelta.storage.remote.place import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +87,13 @@ class Plan:
         return sum(operation.bytes_read for operation in self.operations)
 
     @cached_property
+    def bytes_fetched(self) -> int:
+        """Bytes of tensor data that come over the network: those of `bytes_read` that are not on this machine."""
+        elsewhere = {place for place, file in enumerate(self.files) if is_remote(file.path)}
+        parts = (part for operation in self.operations for part in operation.parts) if elsewhere else ()
+        return sum(o.nbytes(part.elements) for part in parts for o in part.operands if o.file in elsewhere)
+
+    @cached_property
     def bytes_written(self) -> int:
         """Bytes of tensor data that the merge writes: the index's ``total_size``."""
         return sum(shard.data_bytes for shard in self.shards)
@@ -95,6 +105,14 @@ class Plan:
         Paths do not count: an input may be moved or mounted elsewhere between two runs.
         """
         return digest_of(identity_of(self))
+
+    @property
+    def pinned_recipe(self) -> Recipe:
+        """The recipe with the revision that was read of each input elsewhere that has revisions."""
+        paths = [self.recipe.new_base, *(path for delta in self.recipe.deltas for path in (delta.post, delta.base))]
+        return self.recipe.moved(
+            {path: source.path for path, source in zip(paths, self.inputs, strict=True) if is_remote(source.path)}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data: what `from_json` needs, and what scripts read."""
@@ -194,7 +212,8 @@ class Plan:
             operations=operations,
             layout=lay_out(operations, [(s["name"], s["tensors"]) for s in data["shards"]], with_index=data["index"]),
             sidecars=tuple(
-                Sidecar(s["name"], Path(s["source"]), s["donor"], _identity_of(s), s["text"]) for s in data["sidecars"]
+                Sidecar(s["name"], place_of(s["source"]), s["donor"], _identity_of(s), s["text"])
+                for s in data["sidecars"]
             ),
             warnings=tuple(PlanWarning(**warned) for warned in data["warnings"]),
         )
@@ -227,7 +246,7 @@ def _parts_of(entry: dict[str, Any]) -> tuple[Part, ...]:
 
 
 def _identity_of(entry: dict[str, Any]) -> FileIdentity:
-    return FileIdentity(entry["dev"], entry["ino"], entry["size"], entry["mtime_ns"])
+    return FileIdentity(entry["dev"], entry["ino"], entry["size"], entry["mtime_ns"], entry["version"])
 
 
 @contextlib.contextmanager

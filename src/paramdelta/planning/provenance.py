@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paramdelta.checkpoint.hub import model_of
+from paramdelta.storage.remote.address import is_remote
 
 if TYPE_CHECKING:
     from paramdelta.planning.plan import Input, Plan
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
 def input_name(source: Input) -> str:
     """Return what an input is called: a model of the Hub with its commit, or the last part of its path."""
-    model = model_of(Path(source.path))
-    return str(model) if model is not None else Path(source.path).absolute().name
+    model = model_of(source.path)
+    if model is not None:
+        return str(model)
+    return source.path.rpartition("/")[2] if is_remote(source.path) else Path(source.path).absolute().name
 
 
 def listed_inputs(plan: Plan) -> list[dict[str, str]]:
@@ -34,7 +37,7 @@ def listed_inputs(plan: Plan) -> list[dict[str, str]]:
 
 def _fingerprint(plan: Plan, source: Input) -> str:
     shards = [
-        [file.header_digest, file.identity.size, file.identity.mtime_ns, _blob(file.path)]
+        [file.header_digest, file.identity.size, file.identity.mtime_ns, file.identity.version or _blob(file.path)]
         for file in (plan.files[place] for place in source.files)
     ]
     return hashlib.sha256(json.dumps([source.digests, shards]).encode()).hexdigest()

@@ -100,6 +100,14 @@ class Recipe:
             shard_size=None if shard_size is None else parse_size(shard_size, "shard-size"),
         )
 
+    def moved(self, moved: Mapping[str, str]) -> Self:
+        """Return the recipe with other paths in place of those that ``moved`` has."""
+        deltas = tuple(
+            replace(delta, post=moved.get(delta.post, delta.post), base=moved.get(delta.base, delta.base))
+            for delta in self.deltas
+        )
+        return replace(self, new_base=moved.get(self.new_base, self.new_base), deltas=deltas)
+
     @property
     def is_exact(self) -> bool:
         """Whether the result is ``post - base + new_base``, rounded once."""

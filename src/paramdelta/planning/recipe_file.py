@@ -20,6 +20,7 @@ from paramdelta.planning.policies import CHOICES, Policies
 from paramdelta.planning.recipe import Delta, Recipe, checked_path
 from paramdelta.planning.recipe_nodes import Nodes, compose, line_of
 from paramdelta.planning.units import parse_dtype, parse_size
+from paramdelta.storage.remote.address import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -213,6 +214,8 @@ class _File(Nodes):
         text = self.text(node, name)
         if not text:
             self.refuse(node, f"{name}: the path is empty")
+        if name != "output" and is_remote(text) and not text.startswith("hf://"):
+            return text
         if name != "output" and self._is_of_the_hub(text):
             return f"hf://{text.removeprefix('hf://')}"
         return str(self._beside(text))

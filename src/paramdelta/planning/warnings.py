@@ -6,9 +6,9 @@ import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from paramdelta.checkpoint.checkpoint import CONFIG_FILE
 from paramdelta.checkpoint.dtypes import INTEGERS
-from paramdelta.checkpoint.sidecars import TOKENIZER, remote_code
+from paramdelta.checkpoint.sidecar_names import CONFIG_FILE, TOKENIZER
+from paramdelta.checkpoint.sidecars import remote_code
 from paramdelta.checkpoint.wording import listed, printable, quoted
 from paramdelta.planning.config import differing_settings
 from paramdelta.planning.units import format_size

@@ -39,7 +39,9 @@ class Loan(NamedTuple):
 class Source(Protocol):
     """Bytes of one input file. All methods may be called from several threads at once."""
 
-    backend: Backend
+    @property
+    def backend(self) -> str:
+        """How it is read: a `Backend`, or ``remote``."""
 
     def room(self, size: int) -> int:
         """Return how many bytes of memory a range of ``size`` bytes takes at most while it is on loan."""
@@ -52,8 +54,17 @@ class Source(Protocol):
             CheckpointError: the device failed.
         """
 
+    def await_range(self, loan: Loan) -> None:
+        """Wait until a borrowed range is there; several may be borrowed before the first is waited for.
+
+        Raises as `borrow`.
+        """
+
     def give_back(self, loan: Loan) -> None:
         """Say that a borrowed range is no longer used."""
+
+    def interrupt(self) -> None:
+        """Let nobody wait for ranges any longer: the run is ending."""
 
     def close(self) -> None:
         """Release the file. No range may be in use."""
@@ -149,7 +160,17 @@ class _File:
             done += count
 
 
-class MappedSource:
+class _AtOnce:
+    """What borrows ranges that are there at once."""
+
+    def await_range(self, loan: Loan) -> None:
+        """Nothing to wait for."""
+
+    def interrupt(self) -> None:
+        """Nobody waits."""
+
+
+class MappedSource(_AtOnce):
     """Ranges of the file mapped into memory while they are on loan: no copies; best where the page cache holds it.
 
     A mapping of a range, not of the whole file: what this process holds is then exactly what is on loan, on every
@@ -217,7 +238,7 @@ class MappedSource:
         self._file.close()
 
 
-class PositionalSource:
+class PositionalSource(_AtOnce):
     """Positional reads through the page cache: works everywhere; a truncated file is an error, not a signal."""
 
     backend: Backend = "pread"
@@ -245,7 +266,7 @@ class PositionalSource:
         self._file.close()
 
 
-class DirectSource:
+class DirectSource(_AtOnce):
     """Reads around the page cache (O_DIRECT, F_NOCACHE): best from the device, and leaves the cache to its users."""
 
     backend: Backend = "direct"
@@ -281,7 +302,7 @@ def _round_up(size: int, block: int = ALIGNMENT) -> int:
     return -(-size // block) * block
 
 
-_OPENERS: Final[dict[Backend, Callable[[str, int], Source]]] = {
+_OPENERS: Final[dict[str, Callable[[str, int], Source]]] = {
     "mmap": MappedSource,
     "pread": PositionalSource,
     "direct": DirectSource,
