@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from paramdelta.planning.recipe_file import read_recipes
     from paramdelta.planning.warnings import PlanWarning
     from paramdelta.results import MergeResult, SweepResult, Verification
+    from paramdelta.sharing import ShardsResult, commit, merge_shards
 
 _HOMES = {
     "paramdelta.api": (
@@ -93,6 +94,7 @@ _HOMES = {
     "paramdelta.planning.recipe_file": ("read_recipes",),
     "paramdelta.planning.warnings": ("PlanWarning",),
     "paramdelta.results": ("MergeResult", "SweepResult", "Verification"),
+    "paramdelta.sharing": ("ShardsResult", "commit", "merge_shards"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -118,6 +120,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "RecipeError",
+    "ShardsResult",
     "SweepResult",
     "Transfer",
     "TransferReport",
@@ -126,10 +129,12 @@ __all__ = [
     "VerificationError",
     "analyze",
     "analyze_recipe",
+    "commit",
     "estimate_memory",
     "inspect",
     "merge",
     "merge_recipe",
+    "merge_shards",
     "network_of",
     "plan",
     "read_recipes",

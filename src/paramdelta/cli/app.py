@@ -287,12 +287,18 @@ def commands() -> None:
 @commands.command()
 @_recipe_options
 @click.option("-o", "--output", required=True, metavar="OUT", help="Directory to write; must not exist, or be empty.")
+@click.option(
+    "--shards",
+    metavar="NUMBERS",
+    help="Make only these shards of OUT, like 1-10,17, in the order of plan; commit publishes once all are made.",
+)
 @_run_options
 @_output_options
 def merge(
     *,
     request: Callable[[], dict[str, Any]],
     output: str,
+    shards: str | None,
     settings: dict[str, Any],
     quiet: bool,
     as_json: bool,
@@ -305,12 +311,37 @@ def merge(
     not fit each other; 5 the output cannot be written; 6 an input changed; 8 non-finite results; 9 the memory budget is
     too small; 130 or 143 stopped by Ctrl-C or SIGTERM; 1 a bug.
     """
-    from paramdelta.cli import display
+    from paramdelta.cli import display, shards_made
     from paramdelta.cli.signals import cancel_on_signals
     from paramdelta.planning.recipe import Recipe
 
+    if shards is not None:
+        with cancel_on_signals() as cancelled:
+            shards_made.run(Recipe.of(**request()), output, shards, settings, cancelled, quiet=quiet, as_json=as_json)
+        return
     with cancel_on_signals() as cancelled:
         result = display.merge_shown(Recipe.of(**request()), output, settings, cancelled, quiet=quiet)
+    if as_json:
+        click.echo(json.dumps(display.merge_json(result)))
+    else:
+        click.echo(display.merge_line(result))
+
+
+@commands.command()
+@click.argument("output", metavar="OUT")
+@click.option("--allow-nonfinite", is_flag=True, help="Publish a result in which elements became infinite or NaN.")
+@click.option("--quiet", is_flag=True, help="No progress, no warnings.")
+@_output_options
+def commit(*, output: str, allow_nonfinite: bool, quiet: bool, as_json: bool) -> None:
+    """Publish OUT, of which runs of merge --shards have made all shards.
+
+    Exit codes: 5 where shards are missing, or are still being made; else as for merge.
+    """
+    from paramdelta.cli import display, shards_made
+    from paramdelta.cli.signals import cancel_on_signals
+
+    with cancel_on_signals() as cancelled:
+        result = shards_made.commit_shown(output, cancelled, allow_nonfinite=allow_nonfinite, quiet=quiet)
     if as_json:
         click.echo(json.dumps(display.merge_json(result)))
     else:

@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 
 class Variant(NamedTuple):
-    """One of the outputs that a run makes at once: a plan, where its shards go, and those that are done already."""
+    """One of the outputs that a run makes at once: a plan, where its shards go, and those that are done already.
+
+    Attributes:
+        others: numbers of shards that are none of this run's business.
+    """
 
     plan: Plan
     target: Target
     done: tuple[FinishedShard, ...] = ()
+    others: frozenset[int] = frozenset()
 
 
 class Lane:
@@ -34,7 +39,7 @@ class Lane:
 
     Attributes:
         number: its place among the outputs of the run.
-        missing: numbers of the shards that are to be made.
+        wanted: numbers of the shards that are to be there in the end, and ``missing`` of those to be made.
         bands: what came of each row of blocks, by operation and number: the scales are written by a later window.
         losses: by operation and number: error and size of rows of blocks whose scales are written.
         edges: bytes at the begin of a window that the one before has made, by shard and begin.
@@ -43,8 +48,9 @@ class Lane:
 
     def __init__(self, number: int, variant: Variant) -> None:
         self.number = number
-        self.plan, self.target, self.done = variant
-        self.missing = frozenset(range(len(self.plan.shards))) - {shard.number for shard in self.done}
+        self.plan, self.target, self.done, others = variant
+        self.wanted = frozenset(range(len(self.plan.shards))) - others
+        self.missing = self.wanted - {shard.number for shard in self.done}
         self.sinks: dict[int, Sink] = {}
         self.digesters: dict[int, Digester] = {}
         self.bands: Exchange[tuple[int, int], Band] = Exchange()

@@ -1,11 +1,13 @@
 """What makes a run resumable: a record of each finished shard, synced before it counts.
 
 The first line says what is being merged; every further one what must not be forgotten of a shard. A line that a death
-cut short does not count, nor does anything behind it.
+cut short does not count, nor does anything behind it. Runs that make some of the shards each leave a file for every one
+instead: nobody else writes to that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 JOURNAL: Final = "journal.jsonl"
 FRESH_JOURNAL: Final = "journal.jsonl.new"
+RECORD: Final = ".record"
+"""How the name of a file ends that records one shard, in the place of a line of the journal."""
 
 # 16 digits for each 4 MiB of shards: 5.6 MB for a 671B model in bf16. What there may be to record of its 90,000 tensors
 # takes 22 MB more at most with one delta, and 11 MB with each further one.
@@ -76,7 +80,36 @@ def read_journal(staging: Path, plan: Plan) -> Journal | None:
                 found[name] = _parse(record, numbers[name])
         except (TypeError, KeyError, ValueError, AttributeError):
             break
-    return Journal(records[0]["identity"], found)
+    return Journal(records[0]["identity"], found | _recorded_apart(staging, numbers, plan))
+
+
+def _recorded_apart(staging: Path, numbers: Mapping[str, int], plan: Plan) -> dict[str, FinishedShard]:
+    """Return the shards that have a file of their own, by name; what makes no sense is left out."""
+    found = {}
+    for name, number in numbers.items():
+        path = staging / f"{name}{RECORD}"
+        if os.path.lexists(path):
+            with contextlib.suppress(CheckpointError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
+                record = json.loads(read_whole(path, _MOST_BYTES))
+                if record["shard"] == name and record["bytes"] == plan.shards[number].size:
+                    found[name] = _parse(record, number)
+    return found
+
+
+def record_apart(staging: Path, finished: FinishedShard, plan: Plan) -> None:
+    """Record a shard that lies on stable storage in a file of its own, durably. Raises OSError."""
+    path = staging / f"{plan.shards[finished.number].name}{RECORD}"
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    descriptor = platform.open_for_writing(str(fresh))
+    try:
+        content = bytearray(json.dumps(_record(finished, plan)).encode())
+        platform.write_all(descriptor, memoryview(content), 0)
+        platform.sync_file(descriptor)
+    finally:
+        os.close(descriptor)
+    fresh.replace(path)
+    platform.sync_directory(staging)
 
 
 def _parse(record: dict[str, Any], number: int) -> FinishedShard:
@@ -103,7 +136,7 @@ class JournalWriter:
         self._path = staging / JOURNAL
         self._offset = 0
         lines = [{"identity": identity}]
-        lines += [self._record(shard) for shard in finished.values()]
+        lines += [_record(shard, plan) for shard in finished.values()]
         fresh = staging / FRESH_JOURNAL
         fresh.unlink(missing_ok=True)
         self._descriptor = platform.open_for_writing(str(fresh))
@@ -119,7 +152,7 @@ class JournalWriter:
 
     def add(self, finished: FinishedShard) -> None:
         """Record a shard that lies on stable storage, durably."""
-        self._append(self._record(finished))
+        self._append(_record(finished, self._plan))
         platform.sync_file(self._descriptor)
 
     def close(self) -> None:
@@ -131,14 +164,15 @@ class JournalWriter:
         platform.write_all(self._descriptor, memoryview(line), self._offset)
         self._offset += len(line)
 
-    def _record(self, finished: FinishedShard) -> dict[str, Any]:
-        shard = self._plan.shards[finished.number]
-        return {
-            "shard": shard.name,
-            "bytes": shard.size,
-            "xxh3": finished.digest.whole,
-            "regions": "".join(finished.digest.regions),
-            "nonfinite": {name: list(asdict(found).values()) for name, found in finished.nonfinite.items()},
-            "requantised": [list(lost) for lost in finished.requantised],
-            "sums": finished.measured,
-        }
+
+def _record(finished: FinishedShard, plan: Plan) -> dict[str, Any]:
+    shard = plan.shards[finished.number]
+    return {
+        "shard": shard.name,
+        "bytes": shard.size,
+        "xxh3": finished.digest.whole,
+        "regions": "".join(finished.digest.regions),
+        "nonfinite": {name: list(asdict(found).values()) for name, found in finished.nonfinite.items()},
+        "requantised": [list(lost) for lost in finished.requantised],
+        "sums": finished.measured,
+    }

@@ -53,8 +53,9 @@ class OutputDirectory:
         OutputError: OUT exists and may not be replaced, is an input, is locked by another run, or cannot be written.
     """
 
-    def __init__(self, path: Path, plan: Plan, *, overwrite: bool) -> None:
+    def __init__(self, path: Path, plan: Plan, *, overwrite: bool, patience: float = 0) -> None:
         self.path = path
+        self._patience = patience
         self._plan = plan
         self._overwrite = overwrite
         self.staging = Staging(path, plan)
@@ -73,7 +74,7 @@ class OutputDirectory:
                 refuse_inputs(self.path, self._plan)
                 self._refuse_strangers()
                 make_directories(self._staging, self._created)
-                self.staging.acquire(created=self._staging in self._created)
+                self.staging.acquire(created=self._staging in self._created, patience=self._patience)
                 self._refuse_strangers()  # another run may have ended between the first look and the lock
                 self.staging.take_stock(overwrite=self._overwrite, published=self._own_files())
         except BaseException:
@@ -103,6 +104,16 @@ class OutputDirectory:
             CheckpointError: a sidecar cannot be read.
         """
         self._start(self._check())
+
+    def begin_some(self, shards: Sequence[OutputShard], recipe: str) -> None:
+        """Make ready for runs that make some of the shards each, this one these. Raises as `begin`."""
+        with refusals(self.path):
+            self._refuse_strangers()
+            self._refuse_occupied(set())
+            _refuse_full_disk([self.path], sum(shard.size for shard in shards), 0)
+            self._refuse_small_files()
+            self._check_sidecars()
+            self.staging.begin_some(recipe)
 
     def _check(self) -> list[str]:
         """Return the names of old files that go. Raises as `begin`, before anything is touched."""

@@ -159,9 +159,9 @@ class _Completion:
         self._ended_files = last_uses(lanes[0].plan)
         self._complete_up_to = 0
         self.tallies = [_Tally(lane) for lane in lanes]
-        total = sum(shard.size for lane in lanes for shard in lane.plan.shards)
+        total = sum(lane.plan.shards[number].size for lane in lanes for number in lane.wanted)
         resumed = total - sum(sum(tally.missing) for tally in self.tallies)
-        shards, done = sum(len(lane.plan.shards) for lane in lanes), sum(len(lane.done) for lane in lanes)
+        shards, done = sum(len(lane.wanted) for lane in lanes), sum(len(lane.done) for lane in lanes)
         self.progress = Progress(resumed, total, done, shards, resumed)
 
     def add(self, written: Written) -> None:

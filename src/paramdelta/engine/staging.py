@@ -16,7 +16,8 @@ import filelock
 from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.checkpoint.files import read_whole
 from paramdelta.checkpoint.wording import listed, printable
-from paramdelta.engine.journal import FRESH_JOURNAL, JOURNAL, JournalWriter, read_journal
+from paramdelta.engine.journal import FRESH_JOURNAL, JOURNAL, RECORD, JournalWriter, read_journal
+from paramdelta.engine.shard_locks import refuse_running
 from paramdelta.errors import CheckpointError, OutputError
 from paramdelta.planning.identity import differences, digest_of, identity_of
 from paramdelta.storage import platform
@@ -29,13 +30,16 @@ if TYPE_CHECKING:
     from paramdelta.planning.layout import OutputShard
     from paramdelta.planning.plan import Plan
 
+SHARED_RECIPE: Final = "shared.yaml"
+"""What is merged, where several runs make the shards: who publishes reads it."""
+
 _LOCK: Final = "lock"
 _HOLDER: Final = "holder.json"
 PROBE: Final = "probe"
 """A file that is created to see what the filesystem takes, and removed at once."""
 
-_KEPT: Final = frozenset({_LOCK, _HOLDER, JOURNAL})
-_BEFORE_THE_JOURNAL: Final = frozenset({_LOCK, _HOLDER, FRESH_JOURNAL, PROBE})
+_KEPT: Final = frozenset({_LOCK, _HOLDER, JOURNAL, SHARED_RECIPE})
+_BEFORE_THE_JOURNAL: Final = frozenset({_LOCK, _HOLDER, FRESH_JOURNAL, PROBE, SHARED_RECIPE})
 _MOST_LINES: Final = 20
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
@@ -62,17 +66,18 @@ class Staging:
         """Whether this process holds the lock."""
         return bool(self._lock.is_locked)
 
-    def acquire(self, *, created: bool) -> None:
+    def acquire(self, *, created: bool, patience: float = 0) -> None:
         """Take the lock, and say who holds it.
 
         Args:
             created: whether this run has made the directory, and may remove it.
+            patience: seconds to wait for the lock.
 
         Raises:
             OutputError: another run holds the lock, or the filesystem has none.
         """
         try:
-            self._lock.acquire()
+            self._lock.acquire(timeout=patience)
             locked = not isinstance(self._lock, filelock.SoftFileLock)  # what some versions fall back to
         except filelock.Timeout:
             raise OutputError(
@@ -182,11 +187,36 @@ class Staging:
 
     def begin(self) -> None:
         """Remove what earlier runs left unfinished, and open the journal. Raises OSError."""
+        refuse_running(self.path)
         self._is_ours = True
-        _clear(self.leftovers())
+        leftovers = self.leftovers()
+        records = [path for path in leftovers if path.name.endswith(RECORD)]
+        _clear(path for path in leftovers if path not in records)
         if (self.path / JOURNAL).is_dir():
             _clear([self.path / JOURNAL])
         self._journal = JournalWriter(self.path, identity_of(self._plan), self.finished, self._plan)
+        _clear(records)  # now that the journal says what they say
+
+    def begin_some(self, recipe: str) -> None:
+        """Make ready for runs that make some of the shards each: the journal says of what, and holds no shards.
+
+        Args:
+            recipe: the same, as who publishes reads it.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        if os.path.lexists(self.path / JOURNAL) and os.path.lexists(self.path / SHARED_RECIPE):
+            return
+        content = bytearray(recipe.encode())
+        (self.path / SHARED_RECIPE).unlink(missing_ok=True)
+        descriptor = platform.open_for_writing(str(self.path / SHARED_RECIPE))
+        try:
+            platform.write_all(descriptor, memoryview(content), 0)
+            platform.sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+        JournalWriter(self.path, identity_of(self._plan), self.finished, self._plan).close()
 
     def missing(self) -> list[OutputShard]:
         """Return the shards that are still to be made."""
@@ -225,14 +255,15 @@ class Staging:
         """Remove what nobody needs any more; return whether the directory stays."""
         if self._is_ours or published:
             keep = bool(self.finished) and not published
-            kept = {_LOCK, JOURNAL, *self.finished} if keep else {_LOCK, JOURNAL}
+            kept = {_LOCK, JOURNAL, SHARED_RECIPE, *self.finished} if keep else {_LOCK, JOURNAL}
             _clear(entry for entry in self.path.iterdir() if entry.name not in kept)
             if not keep:
                 platform.sync_directory(self.path)  # what has no journal would be no run's, and in the way
                 _clear([self.path / JOURNAL])
         else:
             keep = os.path.lexists(self.path / JOURNAL)
-            _clear(self.path / name for name in _BEFORE_THE_JOURNAL - {_LOCK})
+            kept = {_LOCK, SHARED_RECIPE} if keep else {_LOCK}
+            _clear(self.path / name for name in _BEFORE_THE_JOURNAL - kept)
         if not keep:
             (self.path / _LOCK).unlink()
         return keep

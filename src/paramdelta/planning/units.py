@@ -41,6 +41,22 @@ def parse_size(text: str | int, field: str) -> int:
     return size
 
 
+def parse_numbers(text: str, field: str) -> tuple[int, ...]:
+    """Return numbers from 1 on that a text like ``1-10,17`` names, in order, each once.
+
+    Raises:
+        RecipeError: the text names none; the message names ``field``.
+    """
+    found: set[int] = set()
+    for piece in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?\s*", piece)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last:
+            raise RecipeError(f"{field}: {text!r} names no numbers", remedy="Write them like 3 or 1-10,17, from 1 on.")
+        found.update(range(first, last + 1))
+    return tuple(sorted(found))
+
+
 def parse_dtype(text: str, field: str) -> str:
     """Return the safetensors name of a float dtype spelled as safetensors, torch or numpy do.
 
