@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test browser lint types docs real exact faults fuzz bench bench-3b curves bench-check scale length squeeze backends batch evict statistics remote lowest experiment experiment-quick clean
+.PHONY: help demo test browser cluster lint types docs real exact faults fuzz bench bench-3b curves bench-check scale length squeeze backends batch evict statistics remote lowest experiment experiment-quick clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -12,11 +12,14 @@ demo: $(VENV)/.core  ## make a small triple, merge it, check every element
 	$(BIN)/paramdelta demo
 
 test: $(VENV)/.dev  ## run the tests
-	$(BIN)/python -m pytest -n auto -m "not real and not browser"
+	$(BIN)/python -m pytest -n auto -m "not real and not browser and not cluster"
 
 browser: $(VENV)/.dev  ## open the report of an analysis in Chromium: does it sort, filter, print, load nothing?
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { echo "apt-get install chromium"; exit 1; }
 	$(BIN)/python -m pytest -m browser tests/insight
+
+cluster: .venv-cluster/.made  ## merges over a Ray cluster of several nodes on this machine, some of which are killed
+	.venv-cluster/bin/python -m pytest -m cluster tests/cluster
 
 lint: $(VENV)/.dev  ## ruff: style and format
 	$(BIN)/ruff check .
@@ -86,10 +89,10 @@ scale: $(VENV)/.dev  ## plan 70B and 671B from headers alone; writes bench/SCALE
 	$(BIN)/python -m bench.scale
 
 lowest: .venv-lowest/.made  ## run the tests with the oldest dependencies that are promised
-	.venv-lowest/bin/python -m pytest -n auto -m "not real and not browser"
+	.venv-lowest/bin/python -m pytest -n auto -m "not real and not browser and not cluster"
 
 clean:  ## remove the virtual environments and caches
-	rm -rf .venv .venv-lowest .venv-peers .venv-real .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-cluster .venv-lowest .venv-peers .venv-real .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -113,6 +116,11 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 .venv-peers/.made: bench/peers/requirements.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+.venv-cluster/.made: pyproject.toml
+	$(PYTHON) -m venv .venv-cluster
+	.venv-cluster/bin/python -m pip install --quiet --editable '.[test,ray,remote]'
 	@touch $@
 
 .venv-lowest/.made: pyproject.toml tests/lowest.txt

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         warnings_for,
     )
     from paramdelta.checkpoint.checkpoint import Checkpoint
+    from paramdelta.cluster import merge_on_ray
     from paramdelta.engine.progress import Progress
     from paramdelta.errors import (
         BudgetError,
@@ -87,6 +88,7 @@ _HOMES = {
     ),
     "paramdelta.insight.analysis": ("Analysis",),
     "paramdelta.insight.scores": ("Transfer", "TransferReport"),
+    "paramdelta.cluster": ("merge_on_ray",),
     "paramdelta.network": ("Network", "network_of"),
     "paramdelta.planning.plan": ("Plan",),
     "paramdelta.planning.policies": ("Policies",),
@@ -133,6 +135,7 @@ __all__ = [
     "estimate_memory",
     "inspect",
     "merge",
+    "merge_on_ray",
     "merge_recipe",
     "merge_shards",
     "network_of",

@@ -84,11 +84,11 @@ class SharedOutput:
         OutputError: another run makes one of them or all, or OUT cannot be written.
     """
 
-    def __init__(self, path: Path, plan: Plan, numbers: Iterable[int]) -> None:
+    def __init__(self, path: Path, plan: Plan, numbers: Iterable[int], patience: float = 0.0) -> None:
         self._path, self._plan = path, plan
         self._shards = [plan.shards[number] for number in numbers]
         self._staging = path / STAGING
-        self._locks = ShardLocks(self._staging)
+        self._locks = ShardLocks(self._staging, patience)
         self.finished: dict[str, FinishedShard] = {}
 
     def __enter__(self) -> Self:
@@ -133,6 +133,7 @@ def merge_shards(
     memory: str | int | None = None,
     workers: int | None = None,
     io: str = "auto",
+    patience: float = 0.0,
     on_warning: Callable[[PlanWarning], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     cancelled: threading.Event | None = None,
@@ -143,6 +144,7 @@ def merge_shards(
 
     Args:
         shards: numbers, from 1 on, in the order in which ``paramdelta plan`` lists them.
+        patience: seconds to wait for a shard that another run is making.
     """
     started = time.perf_counter()
     how = Conduct.of(memory, workers, io, False, False, on_warning, on_progress, cancelled)
@@ -156,7 +158,7 @@ def merge_shards(
         return _published_already(path, plan, wanted, started)
     numbers = [number - 1 for number in wanted]
     process.raise_open_file_limit()
-    with SharedOutput(path, plan, numbers) as shared:
+    with SharedOutput(path, plan, numbers, patience) as shared:
         budget = budget_of([plan], how.memory, workers, io, cancelled)
         stop_if(cancelled)
         require_backend(plan.files, io)

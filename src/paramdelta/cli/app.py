@@ -292,6 +292,14 @@ def commands() -> None:
     metavar="NUMBERS",
     help="Make only these shards of OUT, like 1-10,17, in the order of plan; commit publishes once all are made.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="Where shards are made: here, or as tasks of a Ray cluster, whose nodes all see inputs and OUT.",
+)
+@click.option("--address", metavar="ADDRESS", help="The Ray cluster.  [default: RAY_ADDRESS, or one of this machine]")
 @_run_options
 @_output_options
 def merge(
@@ -299,6 +307,8 @@ def merge(
     request: Callable[[], dict[str, Any]],
     output: str,
     shards: str | None,
+    engine: str,
+    address: str | None,
     settings: dict[str, Any],
     quiet: bool,
     as_json: bool,
@@ -319,8 +329,13 @@ def merge(
         with cancel_on_signals() as cancelled:
             shards_made.run(Recipe.of(**request()), output, shards, settings, cancelled, quiet=quiet, as_json=as_json)
         return
+    if address is not None and engine != "ray":
+        raise RecipeError("--address is that of a Ray cluster", remedy="Add --engine ray.")
     with cancel_on_signals() as cancelled:
-        result = display.merge_shown(Recipe.of(**request()), output, settings, cancelled, quiet=quiet)
+        if engine == "ray":
+            result = shards_made.ray_shown(Recipe.of(**request()), output, address, settings, cancelled, quiet=quiet)
+        else:
+            result = display.merge_shown(Recipe.of(**request()), output, settings, cancelled, quiet=quiet)
     if as_json:
         click.echo(json.dumps(display.merge_json(result)))
     else:

@@ -66,6 +66,39 @@ def _line(result: ShardsResult) -> str:
     )
 
 
+def ray_shown(
+    recipe: Recipe,
+    output: str,
+    address: str | None,
+    settings: dict[str, Any],
+    cancelled: threading.Event,
+    *,
+    quiet: bool,
+) -> MergeResult:
+    """Merge with a Ray cluster, with progress on standard error."""
+    if settings["overwrite"]:
+        raise RecipeError(
+            "--overwrite does not go with --engine ray", remedy="Choose another output, or remove that one."
+        )
+    limits = {name: settings[name] for name in ("memory", "workers", "io", "allow_nonfinite")}
+    on_warning = None if quiet else display.show_warning
+
+    def merge(on_progress: Callable[[Progress], None] | None) -> MergeResult:
+        from paramdelta.cluster import merge_on_ray
+
+        return merge_on_ray(
+            recipe,
+            output,
+            address=address,
+            **limits,
+            on_warning=on_warning,
+            on_progress=on_progress,
+            cancelled=cancelled,
+        )
+
+    return display.with_progress(merge, "merging", quiet=quiet)
+
+
 def commit_shown(output: str, cancelled: threading.Event, *, allow_nonfinite: bool, quiet: bool) -> MergeResult:
     """Publish, with progress on standard error."""
     on_warning = None if quiet else display.show_warning

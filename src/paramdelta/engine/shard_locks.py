@@ -21,17 +21,22 @@ SUFFIX: Final = ".lock"
 
 
 class ShardLocks:
-    """The locks that a run holds of an output's shards."""
+    """The locks that a run holds of an output's shards.
 
-    def __init__(self, staging: Path) -> None:
+    Args:
+        patience: seconds to wait for each.
+    """
+
+    def __init__(self, staging: Path, patience: float = 0.0) -> None:
         self._staging = staging
+        self._patience = patience
         self._held: list[filelock.BaseFileLock] = []
 
     def take(self, names: Iterable[str]) -> None:
         """Take the locks of shards. Raises OutputError where another run has one, OSError."""
         try:
             for name in names:
-                lock = filelock.FileLock(self._staging / f"{name}{SUFFIX}", timeout=0)
+                lock = filelock.FileLock(self._staging / f"{name}{SUFFIX}", timeout=self._patience)
                 lock.acquire()
                 self._held.append(lock)
         except filelock.Timeout:

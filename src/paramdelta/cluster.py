@@ -1,0 +1,196 @@
+"""A merge over the machines of a Ray cluster: each shard of the plan is a task, the driver publishes.
+
+Tasks are runs that make one shard each (`paramdelta.sharing`), so a worker or a node that dies costs its shard, and a
+driver that starts again goes on with what is missing. Inputs must be readable and OUT writable from every node under
+the same name: shared storage, or inputs that are read where they are.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from paramdelta.api import estimate_memory
+from paramdelta.engine.output import OutputDirectory
+from paramdelta.engine.progress import Progress
+from paramdelta.engine.receipt import is_complete
+from paramdelta.errors import OutputError, ParamDeltaError, RecipeError
+from paramdelta.merging import stop_if
+from paramdelta.planning.plan import Plan, make_plan
+from paramdelta.planning.recipe import checked_path
+from paramdelta.planning.units import parse_size
+from paramdelta.sharing import ShardsResult, commit, merge_shards
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator
+
+    from paramdelta.planning.recipe import Recipe
+    from paramdelta.planning.warnings import PlanWarning
+    from paramdelta.results import MergeResult
+
+CPUS: Final = 2
+"""Processors that a task asks for: with twice as many workers, reading, computing and writing overlap."""
+
+RETRIES: Final = 5
+"""How often the task of a shard is given to another worker when its own has died."""
+
+PATIENCE: Final = 60.0
+"""Seconds for which a task waits for its shard: what a driver that died has left running ends within that."""
+
+_POLL_SECONDS: Final = 0.5
+
+
+def merge_on_ray(
+    recipe: Recipe,
+    output: str | os.PathLike[str],
+    *,
+    address: str | None = None,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    io: str = "auto",
+    allow_nonfinite: bool = False,
+    on_warning: Callable[[PlanWarning], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> MergeResult:
+    """Merge with the machines of a Ray cluster; the output is what `paramdelta.merge` writes, byte for byte.
+
+    Args:
+        address: of the cluster, by default what ``RAY_ADDRESS`` says; where that says nothing, one on this machine that
+            ends with the merge.
+        memory: most RAM of each task, which is also what it asks the cluster for.
+        workers: threads of each task, by default four.
+
+    Other arguments and errors as `paramdelta.merge`; also
+
+    Raises:
+        OutputError: a shard's worker died time and again.
+        RecipeError: Ray is not installed, or the cluster cannot be reached.
+    """
+    ray = _import_ray()
+    path = Path(os.path.abspath(checked_path(output, "output")))  # noqa: PTH100 (not there yet)
+    plan = make_plan(recipe)
+    if on_warning is not None:
+        for warning in plan.warnings:
+            on_warning(warning)
+    if not is_complete(path, plan):
+        limit = estimate_memory(plan) if memory is None else parse_size(memory, "memory")
+        settings = {"memory": limit, "workers": workers or 2 * CPUS, "io": io}
+        with _Cluster(ray, address) as cluster:
+            cluster.make_shards(_absolute(plan), path, _missing(path, plan), settings, plan, on_progress, cancelled)
+    stop_if(cancelled)
+    return commit(path, allow_nonfinite=allow_nonfinite, cancelled=cancelled)
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise RecipeError(
+            "engine: Ray is not installed", remedy="Install it here and on every node: pip install 'paramdelta[ray]'"
+        ) from error
+    return ray
+
+
+def _absolute(plan: Plan) -> Recipe:
+    """Return the recipe with paths that mean the same wherever a task runs, and revisions as they were planned with."""
+    recipe = plan.pinned_recipe
+    paths = [recipe.new_base, *(path for delta in recipe.deltas for path in (delta.post, delta.base))]
+    here = [path for path in paths if os.path.lexists(path)]
+    return recipe.moved({path: os.path.abspath(path) for path in here})  # noqa: PTH100 (links stay)
+
+
+def _missing(path: Path, plan: Plan) -> list[int]:
+    """Return the numbers, from 1 on, of the shards that are still to be made. Raises OutputError as a merge does."""
+    directory = OutputDirectory(path, plan, overwrite=False)
+    directory.look()
+    missing = directory.staging.missing()
+    return [number for number, shard in enumerate(plan.shards, start=1) if shard in missing]
+
+
+class _Cluster:
+    """A connection to a Ray cluster, ended with the merge unless it was there before."""
+
+    def __init__(self, ray: Any, address: str | None) -> None:
+        self._ray = ray
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._ours = False
+
+    def __enter__(self) -> _Cluster:
+        if not self._ray.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
+            options = {"address": self._address} if self._address else {"include_dashboard": False}
+            try:
+                self._ray.init(log_to_driver=False, logging_level="warning", **options)
+            except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+                raise RecipeError(f"address: no Ray cluster at {self._address}: {error}") from error
+            self._ours = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            self._ray.shutdown()
+
+    def make_shards(
+        self,
+        recipe: Recipe,
+        path: Path,
+        numbers: list[int],
+        settings: dict[str, Any],
+        plan: Plan,
+        on_progress: Callable[[Progress], None] | None,
+        cancelled: threading.Event | None,
+    ) -> None:
+        """Make shards, each as a task. Raises what ends one of them; the others are stopped then."""
+        cpus = min(CPUS, int(max(node["Resources"].get("CPU", 1) for node in self._ray.nodes() if node["Alive"])))
+        task = self._ray.remote(_make_shard).options(
+            num_cpus=max(1, cpus), memory=settings["memory"], max_retries=RETRIES, name="paramdelta-shard"
+        )
+        running = {task.remote(recipe, str(path), number, settings): number for number in numbers}
+        made = set(range(1, len(plan.shards) + 1)) - set(numbers)
+        begin = _progress(plan, made, 0)
+        try:
+            for number in self._finished(running, cancelled):
+                made.add(number)
+                if on_progress is not None:
+                    on_progress(_progress(plan, made, begin.done))
+        finally:
+            for reference in running:
+                self._ray.cancel(reference, force=True)
+
+    def _finished(self, running: dict[Any, int], cancelled: threading.Event | None) -> Iterator[int]:
+        """Yield the number of each shard when it is finished, until none is running."""
+        while running:
+            stop_if(cancelled)
+            ready, _ = self._ray.wait([*running], num_returns=1, timeout=_POLL_SECONDS)
+            for reference in ready:
+                number = running.pop(reference)
+                try:
+                    self._ray.get(reference)
+                except self._ray.exceptions.RayTaskError as error:
+                    raise _cause(error) from error
+                except self._ray.exceptions.RayError as error:
+                    raise OutputError(
+                        f"shard {number} could not be made: {type(error).__name__}, after {RETRIES} more tries",
+                        remedy="Finished shards are kept: the same command goes on. Nodes may have too little memory.",
+                    ) from error
+                yield number
+
+
+def _cause(error: Any) -> BaseException:
+    """Return what went wrong in a task."""
+    cause = error.cause
+    return cause if isinstance(cause, ParamDeltaError) else error  # type: ignore[no-any-return]
+
+
+def _make_shard(recipe: Recipe, output: str, number: int, settings: dict[str, Any]) -> ShardsResult:
+    """Make one shard, on whichever machine this runs."""
+    return merge_shards(recipe, output, [number], patience=PATIENCE, **settings)
+
+
+def _progress(plan: Plan, made: set[int], resumed: int) -> Progress:
+    sizes = [shard.size for shard in plan.shards]
+    done = sum(sizes[number - 1] for number in made)
+    return Progress(done, sum(sizes), len(made), len(sizes), resumed)
