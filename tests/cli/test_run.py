@@ -166,7 +166,7 @@ def test_errors_say_what_paths_in_recipes_are_relative_to(models: Path, tmp_path
     failed(run, 3, f"{tmp_path}/deep/s/nothere: no such file", "Check the spelling", "write hf://s/nothere")
     file = recipe(tmp_path / "deep/r.yaml", new_base="org/nothere")
     run = paramdelta("run", file, "-o", tmp_path / "out")
-    failed(run, 3, "hf://org/nothere: is not in the cache", "(new_base)", "hf download", "write ./org/nothere")
+    failed(run, 3, "is not in the Hub's cache", "(new_base)", "hf download", "write ./org/nothere")
 
 
 @pytest.mark.usefixtures("models")

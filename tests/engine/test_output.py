@@ -665,11 +665,11 @@ def test_a_shard_that_loads_by_itself_is_renamed_last_before_the_index(
 def test_what_another_run_published_before_the_lock_was_had_is_seen(
     triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def be_late(self: Staging, *, created: bool) -> None:
+    def be_late(self: Staging, *, created: bool, patience: float = 0) -> None:
         monkeypatch.undo()
         merge(triple, tmp_path / "out", alpha=2)
         self.path.mkdir(exist_ok=True)
-        acquire(self, created=created)
+        acquire(self, created=created, patience=patience)
 
     plan, acquire = plan_of(triple), Staging.acquire
     monkeypatch.setattr(Staging, "acquire", be_late)
@@ -686,7 +686,7 @@ def test_what_another_run_published_before_the_lock_was_had_is_seen(
 def test_a_filesystem_without_locks_is_an_output_error(
     triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
-    def refuse(self: filelock.FileLock) -> None:
+    def refuse(self: filelock.FileLock, timeout: float) -> None:  # noqa: ARG001
         Path(self.lock_file).touch()
         raise refusal
 

@@ -22,10 +22,18 @@ SHAPES = {f"layer.{number}.weight": (128, 200) for number in range(6)} | {"norm.
 SHARDS = {"post": 2, "base": 1, "new": 3}
 
 
+PATIENCE = retries.Patience
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, stall: float) -> None:
+    """Wait hardly at all between tries, and so many seconds for an answer."""
+    monkeypatch.setattr(retries, "Patience", functools.partial(PATIENCE, first=0.01, stall=stall))
+
+
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait little between tries; and take no token or credential of whoever runs the tests."""
-    monkeypatch.setattr(retries, "Patience", functools.partial(retries.Patience, first=0.01, stall=1.0))
+    impatient(monkeypatch, stall=20.0)  # a busy machine is slow to answer
     for name in [*os.environ]:
         if name.startswith(("AWS_", "FSSPEC_", "HF_", "HUGGING_FACE_")):
             monkeypatch.delenv(name)
@@ -65,6 +73,7 @@ def hub(triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     with FileServer(triple) as storage, HubServer(triple, storage) as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)

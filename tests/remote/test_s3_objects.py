@@ -9,7 +9,7 @@ import pytest
 
 import paramdelta
 from paramdelta.errors import CheckpointError, FetchError, InputChangedError
-from tests.remote.conftest import same_weights
+from tests.remote.conftest import impatient, same_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,11 @@ def merge(output: Path, **options: object) -> paramdelta.MergeResult:
 
 
 @pytest.mark.parametrize("fault", ["reset", "short", "stall", "503", "429:0.1"])
-def test_what_goes_wrong_for_a_while_is_asked_for_again(fault: str, s3: Relay, merged: Path, tmp_path: Path) -> None:
+def test_what_goes_wrong_for_a_while_is_asked_for_again(
+    fault: str, s3: Relay, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fault == "stall":
+        impatient(monkeypatch, stall=1.0)
     s3.script.once(fault, times=3)
     merge(tmp_path / "out")
     assert same_weights(merged, tmp_path / "out")

@@ -10,7 +10,7 @@ import pytest
 
 import paramdelta
 from paramdelta.errors import CancelledError, CheckpointError, FetchError, InputChangedError, RecipeError
-from tests.remote.conftest import same_weights
+from tests.remote.conftest import impatient, same_weights
 from tests.servers import FileServer, Request
 
 if TYPE_CHECKING:
@@ -24,8 +24,10 @@ def merge(web: FileServer, output: Path, **options: object) -> paramdelta.MergeR
 
 @pytest.mark.parametrize("fault", ["reset", "short", "stall", "503", "500", "429:0.1", "408"])
 def test_what_goes_wrong_for_a_while_is_asked_for_again(
-    fault: str, web: FileServer, merged: Path, tmp_path: Path
+    fault: str, web: FileServer, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if fault == "stall":
+        impatient(monkeypatch, stall=1.0)
     web.script.once(fault, times=3)
     merge(web, tmp_path / "out")
     assert same_weights(merged, tmp_path / "out")

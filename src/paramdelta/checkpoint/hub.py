@@ -117,7 +117,7 @@ def _commit(folder: Path, revision: str) -> str:
 def _absent(text: str, name: str, revision: str | None) -> CheckpointError:
     at = f" --revision {revision}" if revision else ""
     return CheckpointError(
-        f"is not in the cache of the Hugging Face Hub ({cache()}), or not all of it",
+        f"is not in the Hub's cache ({cache()}), or not all of it",
         file=printable(text),
         remedy=f"Download it first: hf download {name}{at}; or let it be read where it is:"
         " pip install 'paramdelta[remote]'",

@@ -91,9 +91,9 @@ class Hub(Service):
                 raise _explained(error, address) from error
             except hub_errors.OfflineModeIsEnabled as error:
                 raise FetchError(
-                    "HF_HUB_OFFLINE is set, and this is not in the Hub's cache, or not all of it",
+                    "is not in the Hub's cache, or not all of it, and HF_HUB_OFFLINE is set",
                     file=address,
-                    remedy="Download it first (hf download), or unset that.",
+                    remedy=f"Download it first: hf download {self._parts(address)[0]}; or unset that.",
                 ) from error
             except _CLIENT_ERRORS as error:
                 raise TransientError(f"the Hub cannot be reached ({type(error).__name__})") from error
