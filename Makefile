@@ -125,5 +125,5 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 
 .venv-lowest/.made: pyproject.toml tests/lowest.txt
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[test,plots]'
+	.venv-lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[test,plots,remote]'
 	@touch $@

@@ -33,7 +33,10 @@ STAGING = ".paramdelta"
 
 def make(root: Path, tensors: int = 8, size: int = 40_000) -> Path:
     for seed, role in enumerate(("post", "base", "new")):
-        weights = {f"t{n}": normal((size,), seed=100 * seed + n) for n in range(tensors)}
+        weights = {}
+        for n in range(tensors):
+            dtype, _, data = normal((10_000,), seed=100 * seed + n)
+            weights[f"t{n}"] = (dtype, (size,), bytes(data) * (size // 10_000))
         folder = write_checkpoint(root / role, weights, shards=SHARDS)
         (folder / "config.json").write_text('{"model_type": "llama"}')
     return root
@@ -131,7 +134,7 @@ def test_an_interrupted_merge_may_be_shared(triple: Path, whole: Path, tmp_path:
 
 def in_the_middle(root: Path, output: Path, shards: list[int], act: Callable[[], None]) -> None:
     """Do something while a run makes some shards, with nothing of it finished."""
-    done = []
+    done: list[Progress] = []
 
     def look(progress: Progress) -> None:
         if not done and not progress.shards_done:

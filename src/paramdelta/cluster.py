@@ -182,7 +182,7 @@ class _Cluster:
 def _cause(error: Any) -> BaseException:
     """Return what went wrong in a task."""
     cause = error.cause
-    return cause if isinstance(cause, ParamDeltaError) else error  # type: ignore[no-any-return]
+    return cause if isinstance(cause, ParamDeltaError) else error
 
 
 def _make_shard(recipe: Recipe, output: str, number: int, settings: dict[str, Any]) -> ShardsResult:

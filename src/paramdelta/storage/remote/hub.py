@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
 from paramdelta.errors import FetchError, RecipeError
@@ -83,18 +84,19 @@ class Hub(Service):
 
     async def _asked(self, address: str, ask: Callable[[], Any]) -> Any:
         """Return what the Hub's client answers, asked as often as is of use."""
+        if constants.HF_HUB_OFFLINE:
+            name = address.removeprefix("hf://").partition("@")[0]
+            raise FetchError(
+                "is not in the Hub's cache, or not all of it, and HF_HUB_OFFLINE is set",
+                file=address,
+                remedy=f"Download it first: hf download {name}; or unset that.",
+            )
 
         async def once() -> Any:
             try:
                 return await asyncio.to_thread(ask)
             except hub_errors.HfHubHTTPError as error:
                 raise _explained(error, address) from error
-            except hub_errors.OfflineModeIsEnabled as error:
-                raise FetchError(
-                    "is not in the Hub's cache, or not all of it, and HF_HUB_OFFLINE is set",
-                    file=address,
-                    remedy=f"Download it first: hf download {self._parts(address)[0]}; or unset that.",
-                ) from error
             except _CLIENT_ERRORS as error:
                 raise TransientError(f"the Hub cannot be reached ({type(error).__name__})") from error
 

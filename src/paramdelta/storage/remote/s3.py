@@ -53,6 +53,7 @@ class S3(Service):
     async def stream(self, wanted: Range) -> AsyncGenerator[bytes, None]:
         """Yield what one request gives of a range."""
         bucket, _, key = wanted.address.partition("://")[2].partition("/")
+        await _answered(self._files.set_session(), wanted.address)
         client = await _answered(self._files.get_s3(bucket), wanted.address)
         answer = await _answered(
             client.get_object(
@@ -64,10 +65,13 @@ class S3(Service):
             ),
             wanted.address,
         )
-        async with answer["Body"] as body:
+        body = answer["Body"]
+        try:
             _check(answer, wanted)
             while chunk := await _answered(body.read(_CHUNK), wanted.address):
                 yield chunk
+        finally:
+            body.close()
 
 
 def _tag(entry: dict[str, Any]) -> str:
