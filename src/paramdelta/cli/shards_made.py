@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +98,8 @@ def ray_shown(
             cancelled=cancelled,
         )
 
-    return display.with_progress(merge, "merging", quiet=quiet)
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its workers
+        return display.with_progress(merge, "merging", quiet=quiet)
 
 
 def commit_shown(output: str, cancelled: threading.Event, *, allow_nonfinite: bool, quiet: bool) -> MergeResult:
