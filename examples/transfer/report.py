@@ -7,21 +7,25 @@ import io
 import math
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from bench.report import table
 
 from examples.transfer import charts
-from examples.transfer.efficiency import LEAST_GAIN, Efficiency, Point, efficiency, interval
 from examples.transfer.prose import CLOSING, OPENING
 from examples.transfer.results import RESULTS, Line, read_results
 from examples.transfer.skills import SKILLS
+from paramdelta.insight.bootstrap import CONFIDENCE, student_quantile
+from paramdelta.insight.score_table import Score
+from paramdelta.insight.scores import Transfer, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from examples.transfer.results import Results
 
+LEAST_GAIN = 5.0  # points: of less, a share says little
 PAGE = Path(__file__).parents[2] / "docs" / "experiment.md"
 CHARTS = Path(__file__).with_name("charts")
 DRAWN = {"scores.svg": charts.scores, "alphas.svg": charts.alphas, "layers.svg": charts.layers}
@@ -62,14 +66,14 @@ def scores_csv(results: Results) -> str:
     for scenario in ("general", "continual", "task"):
         for seed, points in _points(results, scenario).items():
             for skill, point in points.items():
-                numbers = (f"{number:g}" for number in (point.new_base, point.merged, point.direct))
+                numbers = (f"{number:g}" for number in (point.new_base, point.merged, point.reference))
                 writer.writerow([skill, scenario, seed, *numbers])
     return text.getvalue()
 
 
 def _points(
     results: Results, scenario: str, merged: dict[int, Line] | None = None, skills: list[str] | None = None
-) -> dict[int, dict[str, Point]]:
+) -> dict[int, dict[str, Score]]:
     """Return what is compared in a scenario, by seed and skill."""
     low = results.find("continual" if scenario == "continual" else "general", "new base")
     high = results.find("general" if scenario == "two deltas" else scenario, "direct")
@@ -78,10 +82,19 @@ def _points(
         skills = [results.settings["sizes"]["one"]] if scenario == "task" else results.skills
     return {
         seed: {
-            skill: Point(low[seed].score(skill), merged[seed].score(skill), high[seed].score(skill)) for skill in skills
+            skill: Score(skill, "", low[seed].score(skill), merged[seed].score(skill), high[seed].score(skill))
+            for skill in skills
         }
         for seed in sorted(low.keys() & merged.keys() & high.keys())
     }
+
+
+def mean_and_half(values: list[float]) -> tuple[float, float | None]:
+    """Return the mean and half the width of its 95 % interval by Student's t; None where there is one value."""
+    if len(values) < 2:
+        return mean(values), None
+    quantile = student_quantile((1 + CONFIDENCE) / 2, len(values) - 1)
+    return mean(values), quantile * stdev(values) / math.sqrt(len(values))
 
 
 def _cell(values: Iterable[float | None], form: str = "{:.1f}") -> str:
@@ -89,7 +102,7 @@ def _cell(values: Iterable[float | None], form: str = "{:.1f}") -> str:
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    middle, half = interval(known)
+    middle, half = mean_and_half(known)
     return form.format(middle) + ("" if half is None else " ± " + form.format(half))
 
 
@@ -136,8 +149,8 @@ def _skill_table(results: Results, scenario: str, roles: tuple[str, ...]) -> str
     return table(["% right", *(COLUMNS[role] for role in roles)], rows)
 
 
-def _efficiencies(points: dict[int, dict[str, Point]]) -> list[Efficiency]:
-    return [efficiency(list(each.values())) for each in points.values()]
+def _transfers(points: dict[int, dict[str, Score]]) -> list[Transfer]:
+    return [transfer(list(each.values()), LEAST_GAIN) for each in points.values()]
 
 
 def _kept(results: Results, scenario: str, role: str) -> list[float]:
@@ -168,16 +181,16 @@ def _scenario_table(results: Results) -> str:
         for alpha in coefficients or [None]:
             merged = results.find(scenario, "merged", alpha)
             points = _points(results, scenario, merged)
-            found = _efficiencies(points)
+            found = _transfers(points)
             one = scenario == "task"
             rows.append(
                 [
                     name if alpha is None else f"{name}, α = {alpha:g} each",
                     _cell(sum(p.merged for p in each.values()) / len(each) for each in points.values()),
-                    _cell(sum(p.direct for p in each.values()) / len(each) for each in points.values()),
-                    _cell((each.slope for each in found), "{:.2f}"),
+                    _cell(sum(p.reference for p in each.values()) / len(each) for each in points.values()),
+                    _cell((each.slope.value for each in found), "{:.2f}"),
                     "" if one else _cell((each.r_squared for each in found), "{:.2f}"),
-                    _cell((each.recovered for each in found), "{:.2f}"),
+                    _cell((each.recovered.value for each in found), "{:.2f}"),
                     _cell(_kept(results, scenario, "merged"), "{:.2f}"),
                     _cell(_kept(results, scenario, "direct"), "{:.2f}"),
                 ]
