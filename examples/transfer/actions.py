@@ -56,14 +56,15 @@ def merge_two(settings: Settings, inputs: Inputs, directory: Path) -> None:
     recipe = {
         "new_base": str(inputs["new_base"] / MODEL),
         "deltas": [
-            {"post": str(inputs[role] / MODEL), "base": str(inputs["base"] / MODEL), "alpha": settings["alpha"]}
-            for role in ("first", "second")
+            {"post": str(inputs[role] / MODEL), "base": str(inputs["base"] / MODEL), "alpha": alpha}
+            for role, alpha in zip(("first", "second"), settings["alphas"], strict=True)
         ],
         "output": MODEL,
     }
     (directory / "two.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     _paramdelta("run", directory / "two.yaml")
-    _keep_geometry(directory)
+    [pair] = _paramdelta("analyze", directory / "two.yaml")["pairs"]
+    write(directory / GEOMETRY, _keep_geometry(directory) | {"between": pair["cosine"]})
 
 
 def score(settings: Settings, inputs: Inputs, directory: Path) -> None:
@@ -112,11 +113,12 @@ def _course(settings: Settings) -> Course:
     return Course(**{each.name: settings[each.name] for each in fields(Course)})
 
 
-def _paramdelta(*arguments: object) -> None:
+def _paramdelta(*arguments: object) -> Any:
     command = [sys.executable, "-m", "paramdelta", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     if done.returncode:
         raise SystemExit(f"paramdelta exited with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)
 
 
 def _keep_geometry(directory: Path) -> dict[str, Any]:

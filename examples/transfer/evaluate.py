@@ -66,7 +66,7 @@ def perplexity(model: Any, text: Any) -> float:
 
 
 def agreement(checkpoint: Path, skills: Sequence[str], count: int) -> dict[str, Any]:
-    """Decode greedily, and return for how many answers that says what `answers` says."""
+    """Decode greedily; return for how many answers that says what `answers` says, and one answer of each skill."""
     model, tokenizer = load(checkpoint, torch.bfloat16).eval(), load_tokenizer(checkpoint)
     asked = [item for skill in skills for item in items(skill, count, EVALUATION_SEED, held_out=True)]
     with torch.inference_mode():
@@ -76,7 +76,8 @@ def agreement(checkpoint: Path, skills: Sequence[str], count: int) -> dict[str, 
         ]
     right = [text == item.answer for text, item in zip(decoded, asked, strict=True)]
     same = sum(one == other for one, other in zip(right, expected, strict=True))
-    return {"items": len(asked), "same": same, "right": sum(right)}
+    shown = {item.skill: [item.prompt, item.answer, text] for item, text in zip(asked, decoded, strict=True)}
+    return {"items": len(asked), "same": same, "right": sum(right), "shown": shown}
 
 
 def _decode(model: Any, tokenizer: Any, asked: Sequence[Item]) -> list[str]:

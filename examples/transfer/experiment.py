@@ -12,7 +12,7 @@ import os
 import platform
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ FULL = Sizes(
     blocks=64,
     alphas=(0.25, 0.5, 0.75, 1.25, 1.5),
     pairs=(1.0, 0.5),
+    mixes=((1.0, 0.25), (1.0, 0.5), (0.5, 1.0)),
 )
 QUICK = Sizes(
     seeds=(1,),
@@ -136,12 +137,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="ParamΔ in miniature, on SmolLM2-135M.")
     parser.add_argument("--quick", action="store_true", help="five minutes: two skills, one seed; fails if it fails")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir(), "paramdelta-transfer"))
+    parser.add_argument("--seeds", type=int, nargs="+", help="of the full one, these alone: results are kept by seed")
     given = parser.parse_args()
     sizes = QUICK if given.quick else FULL
     results = given.dir / "quick" if given.quick else RESULTS
     results.mkdir(parents=True, exist_ok=True)
     store(results / "settings.json", settings(sizes))
-    plan = Plan(sizes, corpus.digest())
+    plan = Plan(replace(sizes, seeds=tuple(given.seeds)) if given.seeds else sizes, corpus.digest())
     workshop = Workshop(given.dir / ("quick-stages" if given.quick else "stages"), ACTIONS)
     workshop.directory.mkdir(parents=True, exist_ok=True)
     run(plan, workshop, results)

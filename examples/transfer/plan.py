@@ -45,6 +45,7 @@ class Sizes:
     blocks: int
     alphas: tuple[float, ...] = ()  # beside 0 and 1
     pairs: tuple[float, ...] = ()  # the coefficient of both of two deltas
+    mixes: tuple[tuple[float, float], ...] = ()  # coefficients of the first and of the second
     scenarios: tuple[str, ...] = ("general", "task", "continual", "two deltas")
 
     @property
@@ -106,8 +107,12 @@ class Plan:
             most = self.post(base, "most", seed)
             yield self.scored("two deltas", "merged, first alone", seed, self.merge(most, base, small))
             for alpha in self.sizes.pairs:
-                pair = self.merge_two(most, one, base, small, alpha)
+                pair = self.merge_two(most, one, base, small, (alpha, alpha))
                 yield self.scored("two deltas", "merged", seed, pair, alpha=alpha)
+                yield Entry("two deltas", "decoded", seed, self.decoded(pair), {"alpha": alpha})
+            for first, second in self.sizes.mixes:
+                pair = self.merge_two(most, one, base, small, (first, second))
+                yield self.scored("two deltas", "mixed", seed, pair, first=first, second=second)
 
     def base(self) -> Stage:
         """Return the stage that writes the model that all begins with."""
@@ -133,10 +138,13 @@ class Plan:
         inputs = {"post": post, "base": base, "new_base": new_base}
         return Stage(f"merged-{new_base.name}-{post.name}-{alpha:g}", "merge", {"alpha": alpha}, inputs)
 
-    def merge_two(self, first: Stage, second: Stage, base: Stage, new_base: Stage, alpha: float) -> Stage:
+    def merge_two(
+        self, first: Stage, second: Stage, base: Stage, new_base: Stage, alphas: tuple[float, float]
+    ) -> Stage:
         """Return the merge of two deltas, by `paramdelta run`."""
         inputs = {"first": first, "second": second, "base": base, "new_base": new_base}
-        return Stage(f"merged-two-{new_base.name}-{alpha:g}", "merge-two", {"alpha": alpha}, inputs)
+        name = f"merged-two-{new_base.name}-{'-'.join(f'{alpha:g}' for alpha in alphas)}"
+        return Stage(name, "merge-two", {"alphas": alphas}, inputs)
 
     def scored(self, scenario: str, role: str, seed: int, checkpoint: Stage, **about: float) -> Entry:
         """Return the entry of a checkpoint's scores."""

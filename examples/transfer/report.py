@@ -47,6 +47,7 @@ def render(results: Results) -> str:
         _csv_note(),
         "## Two deltas\n",
         _pair_table(results),
+        _answers(results),
         "## The coefficient\n",
         _alpha_table(results),
         _chart("alphas.svg", "Scores and perplexity over α"),
@@ -109,7 +110,7 @@ def _cell(values: Iterable[float | None], form: str = "{:.1f}") -> str:
 def _made_with(results: Results) -> str:
     sizes, machine, versions = (results.settings[key] for key in ("sizes", "machine", "versions"))
     seeds = sorted({line.seed for line in results.lines if line.role == "direct"})
-    decoded = [line.found for line in results.lines if line.role == "decoded"]
+    decoded = [line.found for line in results.lines if (line.scenario, line.role) == ("general", "decoded")]
     rows = [
         [name, f"{each['steps']}", f"{each['batch']}", f"{each['rate']:g}"]
         for name, key in (
@@ -218,6 +219,13 @@ def _pair_table(results: Results) -> str:
     }
     for alpha in results.alphas("two deltas"):
         found[f"both, α = {alpha:g} each"] = results.find("two deltas", "merged", alpha)
+    mixes = {(line.found["first"], line.found["second"]) for line in results.lines if line.role == "mixed"}
+    for first, second in sorted(mixes):
+        found[f"{first:g} of the first, {second:g} of the second"] = {
+            line.seed: line
+            for line in results.lines
+            if line.role == "mixed" and (line.found["first"], line.found["second"]) == (first, second)
+        }
     found["one delta of all skills"] = results.find("general", "merged")
     found["direct, all skills"] = results.find("general", "direct")
     rows = [
@@ -230,6 +238,25 @@ def _pair_table(results: Results) -> str:
         for name, lines in found.items()
     ]
     return table(["on Θ'_base", "first delta's skills, % right", f"`{one}`, % right", "perplexity"], rows)
+
+
+def _answers(results: Results) -> str:
+    """Show how two deltas lie to each other, and what their merge answers, of the first seed that was looked at."""
+    lines = [line for line in results.lines if (line.scenario, line.role, line.alpha) == ("two deltas", "decoded", 1.0)]
+    both = [line.geometry for line in results.find("two deltas", "merged", 1.0).values() if "between" in line.geometry]
+    if not lines or not both:
+        return ""
+    norms = [_cell((each["total"][place]["delta_norm"] for each in both), "{:.2f}") for place in (0, 1)]
+    angle = _cell((each["between"] for each in both), "{:.3f}")
+    rows = [[f"`{skill}`", *(f"`{text!r}`" for text in shown)] for skill, shown in lines[0].found["shown"].items()]
+    caption = f"What both, with α = 1, answer to one request of each skill (seed {lines[0].seed}):\n"
+    return "\n".join(
+        [
+            table(["‖first delta‖", "‖second delta‖", "their cosine"], [[*norms, angle]]),
+            caption,
+            table(["", "request", "right", "answer"], rows),
+        ]
+    )
 
 
 def _alpha_table(results: Results) -> str:
