@@ -7,8 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 
 import paramdelta
+from paramdelta.cli.app import commands
 from paramdelta.errors import FetchError, RecipeError
 
 if TYPE_CHECKING:
@@ -41,3 +43,14 @@ def test_the_extra_is_named_where_it_is_missing(address: str, monkeypatch: pytes
 def test_an_unknown_kind_of_address_is_told() -> None:
     with pytest.raises(RecipeError, match="no kind of address"):
         paramdelta.inspect("gopher://host/model")
+
+
+def test_ray_is_asked_for_where_it_is_missing(triple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    places = [f"--{role}={triple / 'org' / name}" for role, name in (("post", "post"), ("base", "base"))]
+    arguments = ["merge", *places, f"--new-base={triple / 'org/new'}", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(commands, [*arguments, "--engine", "ray"])
+    assert done.exit_code == 2
+    assert "paramdelta[ray]" in done.stderr
+    assert CliRunner().invoke(commands, [*arguments, "--address", "auto"]).exit_code == 2
+    assert not (tmp_path / "out").exists()
