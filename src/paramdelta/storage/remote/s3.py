@@ -24,6 +24,7 @@ _CREDENTIALS: Final = (
     "credentials are looked for in AWS_* variables and profiles; FSSPEC_S3_ANON=true reads public buckets without"
 )
 _CHUNK: Final = 256 << 10
+_CONNECTIONS: Final = 64  # botocore takes ten: fewer than ranges are under way
 _CHANGED: Final = frozenset({409, 412, 416})
 
 
@@ -32,7 +33,10 @@ class S3(Service):
 
     def __init__(self, scheme: str, patience: Patience) -> None:  # noqa: ARG002
         super().__init__(patience)
-        self._files = fsspec.filesystem("s3")
+        settings = dict(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
+        settings.setdefault("max_pool_connections", _CONNECTIONS)
+        settings.setdefault("retries", {"total_max_attempts": 1})  # else two would wait for each other
+        self._files = fsspec.filesystem("s3", config_kwargs=settings)
 
     def listing(self, address: str) -> dict[str, FileIdentity]:
         """Return the objects directly below a prefix, by name."""
