@@ -54,11 +54,14 @@ class Script:
         choose: the fault of a request, None for none.
         latency: seconds before each answer.
         seen: all requests so far.
+        most: how many requests for bytes behind the headers were under way at the same time.
     """
 
     choose: Callable[[Request], Fault | None] = lambda _: None
     latency: float = 0.0
     seen: list[Request] = field(default_factory=list)
+    most: int = 0
+    under_way: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def once(self, fault: Fault, times: int = 1, first: int = 1) -> None:
@@ -239,9 +242,14 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(
             self.command, self.path, begin, end, {name.lower(): value for name, value in self.headers.items()}
         )
-        with server.script.lock:
-            server.script.seen.append(request)
-        time.sleep(server.script.latency)
+        script = server.script
+        with script.lock:
+            script.seen.append(request)
+            script.under_way += begin > 0
+            script.most = max(script.most, script.under_way)
+        time.sleep(script.latency)
+        with script.lock:
+            script.under_way -= begin > 0
         status = server.required(request)
         if status is not None:
             self.refuse(status)

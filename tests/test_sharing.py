@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +18,11 @@ from click.testing import CliRunner
 import paramdelta
 from paramdelta import Recipe, commit, merge_shards
 from paramdelta.cli.app import commands
+from paramdelta.engine.shard_locks import ShardLocks
 from paramdelta.errors import CancelledError, NonFiniteError, OutputError, RecipeError
+from paramdelta.planning.plan import make_plan
 from paramdelta.planning.units import parse_numbers
-from paramdelta.sharing import ranges_text
+from paramdelta.sharing import SharedOutput, ranges_text
 from tests.make import encode, normal, write_checkpoint
 
 if TYPE_CHECKING:
@@ -116,7 +120,7 @@ def test_what_is_missing_is_named_and_nothing_is_published(triple: Path, whole: 
 
 def test_an_interrupted_merge_may_be_shared(triple: Path, whole: Path, tmp_path: Path) -> None:
     """What a run of its own has finished counts, and what others add to it counts for it."""
-    stop = __import__("threading").Event()
+    stop = threading.Event()
 
     def look(progress: Progress) -> None:
         if progress.shards_done:
@@ -182,6 +186,82 @@ def test_a_run_that_is_killed_costs_its_shard_alone(long: Path, tmp_path: Path) 
     assert merge_shards(recipe(long), output, [1, 4]).made == (4,)
     assert commit(output).shards == SHARDS
     assert paramdelta.verify(output, recompute=True).ok
+
+
+def test_a_shard_that_somebody_finishes_just_before_is_not_made_again(
+    triple: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = ShardLocks.take
+
+    def late(self: ShardLocks, names: Any) -> None:
+        monkeypatch.setattr(ShardLocks, "take", take)
+        shared = SharedOutput(tmp_path / "out", make_plan(recipe(triple)), [1])
+        shared._locks.take(names := list(names))
+        for suffix in ("", ".record"):
+            done = tmp_path / "done" / STAGING / f"{names[0]}{suffix}"
+            shutil.copy(done, tmp_path / "out" / STAGING)
+        shared._locks.release()
+        take(self, names)
+
+    for place in ("done", "out"):
+        merge_shards(recipe(triple), tmp_path / place, [1])
+    merge_shards(recipe(triple), tmp_path / "done", [2])
+    monkeypatch.setattr(ShardLocks, "take", late)
+    assert merge_shards(recipe(triple), tmp_path / "out", [2]).made == ()
+    merge_shards(recipe(triple), tmp_path / "out", [3, 4])
+    commit(tmp_path / "out")
+    assert same(whole, tmp_path / "out")
+
+
+def test_no_record_says_of_a_shard_in_the_making_that_it_is_finished(triple: Path, tmp_path: Path) -> None:
+    staging = tmp_path / "out" / STAGING
+    merge_shards(recipe(triple), tmp_path / "out", [1])
+    [record] = staging.glob("*.record")
+    (staging / "model-00001-of-00004.safetensors").unlink()
+    seen: list[bool] = []
+
+    def look(progress: Progress) -> None:
+        if not progress.shards_done:
+            seen.append(record.exists())
+
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(CancelledError):
+        merge_shards(recipe(triple), tmp_path / "out", [1], cancelled=stop, on_progress=look)
+    assert not record.exists()
+    assert not any(seen)
+
+
+def test_records_of_another_merge_say_nothing(triple: Path, tmp_path: Path) -> None:
+    merge_shards(recipe(triple, alpha=0.5), tmp_path / "other", [1])
+    merge_shards(recipe(triple), tmp_path / "out", [2])
+    for path in (tmp_path / "other" / STAGING).glob("model-00001*"):
+        shutil.copy(path, tmp_path / "out" / STAGING)
+    assert merge_shards(recipe(triple), tmp_path / "out", [1, 2]).made == (1,)
+
+
+def test_an_output_behind_a_link_is_published(triple: Path, whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far/away")
+    merge_shards(recipe(triple), tmp_path / "link/out", [1, 2, 3, 4])
+    commit(tmp_path / "link/out")
+    assert same(whole, tmp_path / "far/away/out")
+
+
+def test_a_recipe_that_was_given_up_is_not_published(triple: Path, tmp_path: Path) -> None:
+    merge_shards(recipe(triple), tmp_path / "out", [1])
+    stop = threading.Event()
+
+    def look(progress: Progress) -> None:
+        if progress.shards_done:
+            stop.set()
+
+    other = recipe(triple, alpha=0.5)
+    with pytest.raises(CancelledError):
+        paramdelta.merge_recipe(other, tmp_path / "out", overwrite=True, workers=1, on_progress=look, cancelled=stop)
+    merge_shards(other, tmp_path / "out", [1, 2, 3, 4])
+    commit(tmp_path / "out")
+    assert paramdelta.merge_recipe(other, tmp_path / "out").already_complete
 
 
 def test_another_request_is_refused(triple: Path, tmp_path: Path) -> None:

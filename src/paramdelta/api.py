@@ -25,6 +25,7 @@ from paramdelta.planning.variants import by_alpha
 from paramdelta.planning.warnings import PlanWarning
 from paramdelta.results import MergeResult, SweepResult, Verification
 from paramdelta.storage import process
+from paramdelta.storage.remote.stopping import ended_by
 
 if TYPE_CHECKING:
     import os
@@ -311,7 +312,8 @@ def analyze_recipe(
     started = time.perf_counter()
     require_settings(io, workers)
     most = None if memory is None else parse_size(memory, "memory")
-    made = make_plan(recipe)
+    with ended_by(cancelled):
+        made = make_plan(recipe)
     if on_warning is not None:
         for warning in made.warnings:
             on_warning(warning)
@@ -408,7 +410,8 @@ def _compute_again(
     from paramdelta.engine import recompute as again
     from paramdelta.planning.recipe_file import read_recipes
 
-    made = make_plan(read_recipes(path / "recipe.yaml")[0].recipe)
+    with ended_by(cancelled):
+        made = make_plan(read_recipes(path / "recipe.yaml")[0].recipe)
     again.require_same_layout(made, path)
     work = again.whole(made) if sample is None else again.sample(made, sample, time.time_ns())
     budget = budget_of([work.plan], memory, workers, io, cancelled)

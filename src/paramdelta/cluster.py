@@ -7,7 +7,10 @@ the same name: shared storage, or inputs that are read where they are.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,15 +18,15 @@ from paramdelta.api import estimate_memory
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.progress import Progress
 from paramdelta.engine.receipt import is_complete
-from paramdelta.errors import OutputError, ParamDeltaError, RecipeError
-from paramdelta.merging import stop_if
+from paramdelta.errors import BudgetError, OutputError, ParamDeltaError, RecipeError
+from paramdelta.merging import Conduct, carry_out, stop_if
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import checked_path
-from paramdelta.planning.units import parse_size
-from paramdelta.sharing import ShardsResult, commit, merge_shards
+from paramdelta.planning.units import format_size, parse_size
+from paramdelta.sharing import ShardsResult, merge_shards
+from paramdelta.storage.remote.stopping import ended_by
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator
 
     from paramdelta.planning.recipe import Recipe
@@ -71,7 +74,8 @@ def merge_on_ray(
     """
     ray = _import_ray()
     path = Path(os.path.abspath(checked_path(output, "output")))  # noqa: PTH100 (not there yet)
-    plan = make_plan(recipe)
+    with ended_by(cancelled):
+        plan = make_plan(recipe)
     if on_warning is not None:
         for warning in plan.warnings:
             on_warning(warning)
@@ -81,7 +85,11 @@ def merge_on_ray(
         with _Cluster(ray, address) as cluster:
             cluster.make_shards(_absolute(plan), path, _missing(path, plan), settings, plan, on_progress, cancelled)
     stop_if(cancelled)
-    return commit(path, allow_nonfinite=allow_nonfinite, cancelled=cancelled)
+    how = Conduct(None, None, "auto", False, allow_nonfinite, None, None, cancelled)
+    [made] = carry_out({str(path): _absolute(plan)}, how).merges.values()
+    if isinstance(made, ParamDeltaError):
+        raise made
+    return made
 
 
 def _import_ray() -> Any:
@@ -121,9 +129,11 @@ class _Cluster:
     def __enter__(self) -> _Cluster:
         if not self._ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
+            os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # it would try for ever
             options = {"address": self._address} if self._address else {"include_dashboard": False}
             try:
-                self._ray.init(log_to_driver=False, logging_level="warning", **options)
+                with _own_signals():
+                    self._ray.init(log_to_driver=False, logging_level="warning", **options)
             except (ConnectionError, OSError, RuntimeError, ValueError) as error:
                 raise RecipeError(f"address: no Ray cluster at {self._address}: {error}") from error
             self._ours = True
@@ -144,9 +154,16 @@ class _Cluster:
         cancelled: threading.Event | None,
     ) -> None:
         """Make shards, each as a task. Raises what ends one of them; the others are stopped then."""
-        cpus = min(CPUS, int(max(node["Resources"].get("CPU", 1) for node in self._ray.nodes() if node["Alive"])))
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        cpus = min(CPUS, int(max(node.get("CPU", 0) for node in nodes)))
+        most = max(node.get("memory", 0) for node in nodes)
+        if not cpus or settings["memory"] > most:
+            raise BudgetError(
+                f"no node of the cluster has a processor and {format_size(settings['memory'])} of RAM for a task",
+                remedy=f"Use less --memory: the largest node has {format_size(most)}; or add a node.",
+            )
         task = self._ray.remote(_make_shard).options(
-            num_cpus=max(1, cpus), memory=settings["memory"], max_retries=RETRIES, name="paramdelta-shard"
+            num_cpus=cpus, memory=settings["memory"], max_retries=RETRIES, name="paramdelta-shard"
         )
         running = {task.remote(recipe, str(path), number, settings): number for number in numbers}
         made = set(range(1, len(plan.shards) + 1)) - set(numbers)
@@ -170,7 +187,7 @@ class _Cluster:
                 try:
                     self._ray.get(reference)
                 except self._ray.exceptions.RayTaskError as error:
-                    raise _cause(error) from error
+                    raise _cause(error, number) from error
                 except self._ray.exceptions.RayError as error:
                     raise OutputError(
                         f"shard {number} could not be made: {type(error).__name__}, after {RETRIES} more tries",
@@ -179,10 +196,28 @@ class _Cluster:
                 yield number
 
 
-def _cause(error: Any) -> BaseException:
-    """Return what went wrong in a task."""
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep what SIGTERM does here: Ray would let it end the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _cause(error: Any, number: int) -> ParamDeltaError:
+    """Return what went wrong in the task of a shard."""
     cause = error.cause
-    return cause if isinstance(cause, ParamDeltaError) else error
+    if isinstance(cause, ParamDeltaError):
+        return cause
+    return OutputError(
+        f"shard {number} could not be made: {type(cause).__name__}: {cause}",
+        remedy="Is the same version of paramdelta installed on every node?",
+    )
 
 
 def _make_shard(recipe: Recipe, output: str, number: int, settings: dict[str, Any]) -> ShardsResult:

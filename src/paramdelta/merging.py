@@ -28,6 +28,7 @@ from paramdelta.planning.units import parse_size
 from paramdelta.planning.variants import make_plans, refuse_others
 from paramdelta.results import SweepResult, already_complete, bytes_read_for, nonfinite_error, published
 from paramdelta.storage import process
+from paramdelta.storage.remote.stopping import ended_by
 from paramdelta.storage.source import IO_CHOICES
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ def carry_out(wanted: Mapping[str, Recipe], how: Conduct) -> SweepResult:
     Raises:
         ParamDeltaError: of any kind, for what ends them all.
     """
+    with ended_by(how.cancelled):
+        return _carry_out(wanted, how)
+
+
+def _carry_out(wanted: Mapping[str, Recipe], how: Conduct) -> SweepResult:
     started = time.perf_counter()
     paths = [Path(checked_path(output, "output")) for output in wanted]
     if not paths:

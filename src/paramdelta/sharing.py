@@ -7,6 +7,7 @@ does that, once all are there; and so does an ordinary merge of the same request
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +16,22 @@ from typing import TYPE_CHECKING, Final
 from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.checkpoint.wording import printable
 from paramdelta.engine.inputs import require_backend
-from paramdelta.engine.journal import record_apart
+from paramdelta.engine.journal import RECORD, record_apart
 from paramdelta.engine.location import refusals
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.receipt import is_complete
-from paramdelta.engine.shard_locks import ShardLocks
+from paramdelta.engine.shard_locks import ShardLocks, ShardTakenError
 from paramdelta.engine.staging import SHARED_RECIPE
 from paramdelta.errors import OutputError, ParamDeltaError, RecipeError
 from paramdelta.merging import Conduct, budget_of, carry_out, stop_if
 from paramdelta.planning.plan import make_plan
 from paramdelta.planning.recipe import checked_path
 from paramdelta.planning.recipe_file import read_recipes, write_recipe
-from paramdelta.storage import process
+from paramdelta.storage import platform, process
+from paramdelta.storage.remote.stopping import ended_by
 from paramdelta.storage.sink import FileSink
 
 if TYPE_CHECKING:
-    import os
     import threading
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 PATIENCE: Final = 60.0
 """Seconds to wait for the lock of an output: many runs of a job array begin at once, and hold it for a moment each."""
+
+
+_AGAIN_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +89,37 @@ class SharedOutput:
     """
 
     def __init__(self, path: Path, plan: Plan, numbers: Iterable[int], patience: float = 0.0) -> None:
-        self._path, self._plan = path, plan
+        self._path, self._plan, self._patience = path, plan, patience
         self._shards = [plan.shards[number] for number in numbers]
         self._staging = path / STAGING
-        self._locks = ShardLocks(self._staging, patience)
+        self._locks = ShardLocks(self._staging)
         self.finished: dict[str, FinishedShard] = {}
 
     def __enter__(self) -> Self:
-        recipe = write_recipe(self._plan.pinned_recipe, self._staging)
+        end = time.monotonic() + self._patience
+        while True:
+            try:
+                self._begin()
+            except ShardTakenError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(_AGAIN_SECONDS)  # with no lock in hand: others need them
+            else:
+                return self
+
+    def _begin(self) -> None:
         with OutputDirectory(self._path, self._plan, overwrite=False, patience=PATIENCE) as directory:
-            missing = [shard for shard in directory.staging.missing() if shard in self._shards]
-            directory.begin_some(missing, recipe)
-            self.finished = dict(directory.staging.finished)
-            with refusals(self._path):
-                self._locks.take(shard.name for shard in self._shards)
-                self._remove_unfinished()
-        return self
+            try:
+                with refusals(self._path):
+                    self._locks.take(shard.name for shard in self._shards)
+                    directory.staging.take_stock(overwrite=False)  # now that nobody else can finish one of them
+                    self.finished = dict(directory.staging.finished)
+                    self._remove_unfinished()
+                missing = [shard for shard in self._shards if shard.name not in self.finished]
+                directory.begin_some(missing, write_recipe(self._plan.pinned_recipe, None))
+            except BaseException:
+                self._locks.release()
+                raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -110,9 +129,15 @@ class SharedOutput:
         self._locks.release()
 
     def _remove_unfinished(self) -> None:
-        for shard in self._shards:
-            if shard.name not in self.finished:
-                (self._staging / shard.name).unlink(missing_ok=True)
+        """Remove what is not finished: first, durably, what might say that it is."""
+        names = [shard.name for shard in self._shards if shard.name not in self.finished]
+        records = [self._staging / f"{name}{RECORD}" for name in names]
+        if any(os.path.lexists(record) for record in records):
+            for record in records:
+                record.unlink(missing_ok=True)
+            platform.sync_directory(self._staging)
+        for name in names:
+            (self._staging / name).unlink(missing_ok=True)
 
     def create(self, shard: OutputShard) -> FileSink:
         """Return the sink of a shard, in the staging directory."""
@@ -149,7 +174,8 @@ def merge_shards(
     started = time.perf_counter()
     how = Conduct.of(memory, workers, io, False, False, on_warning, on_progress, cancelled)
     path = Path(checked_path(output, "output"))
-    plan = make_plan(recipe)
+    with ended_by(cancelled):
+        plan = make_plan(recipe)
     wanted = _checked(shards, plan)
     if on_warning is not None:
         for warning in plan.warnings:
@@ -227,7 +253,8 @@ def commit(
         )
     recipe = read_recipes(begun if begun.is_file() else done)[0].recipe
     if begun.is_file():
-        _refuse_missing(path, make_plan(recipe))
+        with ended_by(cancelled):
+            _refuse_missing(path, make_plan(recipe))
     how = Conduct(None, None, "auto", False, allow_nonfinite, on_warning, on_progress, cancelled)
     [made] = carry_out({str(path): recipe}, how).merges.values()
     if isinstance(made, ParamDeltaError):

@@ -48,6 +48,7 @@ def triple(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors = {name: normal(shape, seed=100 * seed + place) for place, (name, shape) in enumerate(SHAPES.items())}
         folder = write_checkpoint(root / "org" / role, tensors, shards=shards)
         (folder / "config.json").write_text('{"model_type": "llama"}')
+        (folder / "tokenizer.model").write_bytes(b"as all three have it")
         (folder / "tokenizer_config.json").write_text('{"model_max_length": 100}')
     return root
 

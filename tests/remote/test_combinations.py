@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import paramdelta
+from paramdelta.errors import InputChangedError
 from tests.remote.conftest import same_weights
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def test_every_mix_of_places_gives_the_same_bytes(
 
 
 def test_a_plan_of_remote_inputs_is_the_same_after_a_round_trip(places: dict[str, str]) -> None:
-    plan = paramdelta.plan(f"{places['http']}/post", f"{places['s3']}/base", f"{places['hf']}/new")
+    plan = paramdelta.plan(f"{places['hf']}/post", f"{places['s3']}/base", f"{places['hf']}/new")
+    assert "tokenizer.model" in [car.name for car in plan.sidecars]
     assert paramdelta.Plan.from_json(json.loads(json.dumps(plan.to_json()))).fingerprint == plan.fingerprint
 
 
@@ -63,7 +65,27 @@ def test_the_output_names_its_inputs_and_no_address(
     receipt = json.loads((tmp_path / "out/paramdelta.json").read_text())
     name = f"org/post@{hub.commit}" if kind == "hf" else "post"
     assert [each["name"] for each in receipt["inputs"] if each["role"] == "post"] == [name]
-    assert "127.0.0.1" not in (tmp_path / "out/README.md").read_text()
+    for name in ("README.md", "paramdelta.json", "config.json"):
+        assert "127.0.0.1" not in (tmp_path / "out" / name).read_text()
+
+
+def test_what_else_fsspec_knows_is_read_too(
+    triple: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{triple}/org", "/org", recursive=True)
+    try:
+        paramdelta.merge("memory://org/post", "memory://org/base", triple / "org/new", tmp_path / "out")
+        assert same_weights(merged, tmp_path / "out")
+        plan = paramdelta.plan("memory://org/post", "memory://org/base", triple / "org/new")
+        memory.pipe_file("/org/base/model.safetensors", (triple / "org/base/model.safetensors").read_bytes())
+        monkeypatch.setattr("paramdelta.merging.make_plans", lambda _: [plan])
+        with pytest.raises(InputChangedError):
+            paramdelta.merge("memory://org/post", "memory://org/base", triple / "org/new", tmp_path / "other")
+    finally:
+        memory.rm("/org", recursive=True)
 
 
 def test_single_files_are_read_too(places: dict[str, str], tmp_path: Path, triple: Path) -> None:

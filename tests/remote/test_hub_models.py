@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import traceback
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from huggingface_hub import constants
@@ -94,6 +96,45 @@ def test_a_gated_model_says_which_token_does_not_open_it(
     assert message in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert "terms" in str(caught.value)
+
+
+def test_an_address_that_is_signed_is_never_shown(hub: HubServer) -> None:
+    def round_and_round(handler: Any, request: Any) -> None:
+        handler.refuse(302, {"Location": f"{hub.storage.url}{request.path}"})
+
+    hub.storage.answer = round_and_round  # type: ignore[method-assign]
+    with pytest.raises(FetchError, match="redirects") as caught:
+        paramdelta.inspect("hf://org/base")
+    told = "".join(traceback.format_exception(caught.value)) + json.dumps(caught.value.to_json())
+    assert "secret" not in told
+    assert str(caught.value.file).startswith("hf://org/base@")
+
+
+def test_a_token_and_a_netrc_go_together(
+    hub: HubServer, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "netrc").write_text("default login me password hunter2\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HF_TOKEN", "hf_hunter3")
+    hub.gated = {f"org/{role}": "hf_hunter3" for role in ROLES}
+    merge(tmp_path / "out")
+    assert same_weights(merged, tmp_path / "out")
+    assert not hub.leaked
+
+
+@pytest.mark.parametrize("name", ["hf://org/a--b", "hf://org/a.git"])
+def test_a_name_that_the_hub_does_not_take_is_no_bug(name: str, hub: HubServer) -> None:  # noqa: ARG001
+    with pytest.raises(FetchError, match="no name"):
+        paramdelta.inspect(name)
+
+
+def test_a_single_file_of_a_commit_is_taken_from_the_cache_too(hub: HubServer, tmp_path: Path, triple: Path) -> None:
+    snapshot = tmp_path / f"cache/models--org--base/snapshots/{hub.commit}"
+    shutil.copytree(triple / "org/base", snapshot)
+    address = f"hf://org/base@{hub.commit}/model.safetensors"
+    assert paramdelta.inspect(address).shards[0].path == snapshot / "model.safetensors"
+    assert not hub.seen
 
 
 def test_a_client_that_is_told_to_stay_offline_does(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

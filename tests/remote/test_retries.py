@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paramdelta.errors import RecipeError
 from paramdelta.storage.remote.address import checked, is_remote, names_file, scheme_of
+from paramdelta.storage.remote.place import place_of
 from paramdelta.storage.remote.retries import MOST_ASKED, Patience, retry_after
 
 PATIENCE = Patience()
@@ -55,9 +57,22 @@ def test_addresses_are_told_from_paths(text: str, scheme: str) -> None:
     assert is_remote(text) == (scheme not in {"", "file"})
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["https://u:p@h/x", "https://h/x?sig=1", "az://c/x?sig=1", "gs://b/x#1", "s3://k:s@b/x", "https://h/x#y"],
+)
+def test_what_may_be_a_secret_is_refused_before_anybody_sees_it(text: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        checked(text)
+    assert text not in str(caught.value)
+    with pytest.raises(RecipeError):
+        place_of(text)
+
+
 def test_addresses_are_kept_in_one_form() -> None:
     assert checked("HTTP://host/dir/") == "http://host/dir"
     assert checked("hf://org/name@main") == "hf://org/name@main"
+    assert checked("abfs://container@account.host/dir") == "abfs://container@account.host/dir"
     assert names_file("s3://b/model.safetensors")
     assert names_file("https://h/model.safetensors.index.json")
     assert not names_file("s3://b/Llama-3.1")

@@ -24,7 +24,7 @@ from paramdelta.checkpoint.files import has_directory, names_in, unreadable
 from paramdelta.checkpoint.index import INDEX_SUFFIX, WEIGHTS_SUFFIX
 from paramdelta.checkpoint.sidecar_names import SIDECARS
 from paramdelta.checkpoint.wording import listed, printable, quoted
-from paramdelta.errors import CheckpointError
+from paramdelta.errors import CheckpointError, FetchError
 from paramdelta.storage.remote.place import RemotePath
 
 if TYPE_CHECKING:
@@ -136,5 +136,7 @@ def _choose_single(root: Place, weights: list[str]) -> str:
 def _is_the_model(path: Place) -> bool:
     try:
         return _in_directory(path.parent).entry == path.name
+    except FetchError:  # nobody can tell
+        raise
     except CheckpointError:
         return False

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from paramdelta.checkpoint.files import is_there, read_whole
-from paramdelta.checkpoint.index import INDEX_SUFFIX, WEIGHTS_SUFFIX, parse_index
+from paramdelta.checkpoint.index import INDEX_SUFFIX, parse_index
 from paramdelta.checkpoint.wording import printable, quoted
 from paramdelta.errors import CheckpointError
 from paramdelta.storage.remote.place import place_of
@@ -57,7 +57,7 @@ def locate(path: str | os.PathLike[str]) -> Place:
         raise CheckpointError(f"{quoted(revision)} is no revision", file=printable(text))
     folder = cache() / f"models--{name.replace('/', '--')}"
     snapshot = folder / "snapshots" / _commit(folder, revision) if is_there(folder) else folder
-    if snapshot != folder and is_there(snapshot) and _is_whole(snapshot):
+    if snapshot != folder and is_there(snapshot) and (snapshot.is_file() or _is_whole(snapshot)):
         return snapshot
     if not text.startswith("hf://") and model[2] is None and not is_there(folder) and is_there(Path(text).parent):
         return Path(text)  # more likely a path that does not exist, which has its own message
@@ -71,10 +71,10 @@ def _client_is_installed() -> bool:
 
 
 def _is_whole(snapshot: Path) -> bool:
-    """Return whether all shards that the index of a snapshot names are there, or any where it has no index."""
+    """Return whether all shards that the index of a snapshot names are there, or anything where it has no index."""
     index = snapshot / f"model{INDEX_SUFFIX}"
     if not is_there(index):
-        return any(entry.name.endswith(WEIGHTS_SUFFIX) for entry in snapshot.iterdir())
+        return any(snapshot.iterdir())
     names = set(parse_index(read_whole(index, _MOST_INDEX_BYTES), printable(str(index))).values())
     return all(is_there(snapshot / name) for name in names)
 

@@ -82,7 +82,16 @@ def remote_code(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return the names of the Python files beside the weights, which loaders run if their user trusts them."""
     if not checkpoint.owns_sidecars:
         return ()
-    return tuple(name for name in names_in(checkpoint.root, ()) if name.endswith(".py"))
+    return tuple(name for name in names_in(checkpoint.root, _named_modules(checkpoint)) if name.endswith(".py"))
+
+
+def _named_modules(checkpoint: Checkpoint) -> list[str]:
+    """Return the files of the modules that the config names: where a place cannot be listed, others are not found."""
+    named = (checkpoint.config or {}).get("auto_map")
+    values = named.values() if isinstance(named, dict) else ()
+    classes = [each for value in values for each in (value if isinstance(value, list) else [value])]
+    modules = (each.rpartition("--")[2].rpartition(".")[0] for each in classes if isinstance(each, str))
+    return sorted({f"{module}.py" for module in modules if module.isidentifier()})
 
 
 def _present(checkpoint: Checkpoint, names: tuple[str, ...], donor: str) -> list[Sidecar]:

@@ -325,12 +325,14 @@ def merge(
     from paramdelta.cli.signals import cancel_on_signals
     from paramdelta.planning.recipe import Recipe
 
+    if address is not None and engine != "ray":
+        raise RecipeError("--address is that of a Ray cluster", remedy="Add --engine ray.")
+    if shards is not None and engine == "ray":
+        raise RecipeError("--shards does not go with --engine ray, which makes all of them")
     if shards is not None:
         with cancel_on_signals() as cancelled:
             shards_made.run(Recipe.of(**request()), output, shards, settings, cancelled, quiet=quiet, as_json=as_json)
         return
-    if address is not None and engine != "ray":
-        raise RecipeError("--address is that of a Ray cluster", remedy="Add --engine ray.")
     with cancel_on_signals() as cancelled:
         if engine == "ray":
             result = shards_made.ray_shown(Recipe.of(**request()), output, address, settings, cancelled, quiet=quiet)

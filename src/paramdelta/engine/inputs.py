@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paramdelta.engine.budget import DEVICE_WINDOW, LARGEST_WINDOW, REMOTE_WORKERS
-from paramdelta.errors import InputChangedError, ParamDeltaError
+from paramdelta.errors import CancelledError, InputChangedError, ParamDeltaError
 from paramdelta.storage import platform
 from paramdelta.storage.identity import FileIdentity
 from paramdelta.storage.remote.address import is_remote
@@ -29,6 +29,7 @@ class Inputs:
         self._io = io
         self._open: dict[int, Source] = {}
         self._lock = threading.Lock()
+        self._interrupted = False
         self.backends: set[str] = set()
 
     def source(self, place: int) -> Source:
@@ -42,6 +43,8 @@ class Inputs:
         if source is not None:
             return source
         with self._lock:
+            if self._interrupted:
+                raise CancelledError("stopped on request")
             if place not in self._open:
                 check_identity(self._files[place])
                 self._open[place] = _open(self._files[place], self._io)
@@ -53,8 +56,9 @@ class Inputs:
         return self.source(place).room(size)
 
     def interrupt(self) -> None:
-        """Let no worker wait for bytes any longer."""
+        """Let no worker wait for bytes any longer, nor open another file."""
         with self._lock:
+            self._interrupted = True
             for source in self._open.values():
                 source.interrupt()
 

@@ -91,7 +91,7 @@ def _recorded_apart(staging: Path, numbers: Mapping[str, int], plan: Plan) -> di
         if os.path.lexists(path):
             with contextlib.suppress(CheckpointError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
                 record = json.loads(read_whole(path, _MOST_BYTES))
-                if record["shard"] == name and record["bytes"] == plan.shards[number].size:
+                if record["merge"] == plan.fingerprint and record["bytes"] == plan.shards[number].size:
                     found[name] = _parse(record, number)
     return found
 
@@ -103,7 +103,7 @@ def record_apart(staging: Path, finished: FinishedShard, plan: Plan) -> None:
     fresh.unlink(missing_ok=True)
     descriptor = platform.open_for_writing(str(fresh))
     try:
-        content = bytearray(json.dumps(_record(finished, plan)).encode())
+        content = bytearray(json.dumps(_record(finished, plan) | {"merge": plan.fingerprint}).encode())
         platform.write_all(descriptor, memoryview(content), 0)
         platform.sync_file(descriptor)
     finally:

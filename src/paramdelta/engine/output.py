@@ -109,7 +109,8 @@ class OutputDirectory:
         """Make ready for runs that make some of the shards each, this one these. Raises as `begin`."""
         with refusals(self.path):
             self._refuse_strangers()
-            self._refuse_occupied(set())
+            receipt = read_receipt(self.path)
+            self._refuse_occupied(set() if receipt is None else {*listed_files(receipt), RECEIPT})
             _refuse_full_disk([self.path], sum(shard.size for shard in shards), 0)
             self._refuse_small_files()
             self._check_sidecars()

@@ -20,28 +20,27 @@ if TYPE_CHECKING:
 SUFFIX: Final = ".lock"
 
 
+class ShardTakenError(OutputError):
+    """Another run is making a shard."""
+
+
 class ShardLocks:
-    """The locks that a run holds of an output's shards.
+    """The locks that a run holds of an output's shards."""
 
-    Args:
-        patience: seconds to wait for each.
-    """
-
-    def __init__(self, staging: Path, patience: float = 0.0) -> None:
+    def __init__(self, staging: Path) -> None:
         self._staging = staging
-        self._patience = patience
         self._held: list[filelock.BaseFileLock] = []
 
     def take(self, names: Iterable[str]) -> None:
-        """Take the locks of shards. Raises OutputError where another run has one, OSError."""
+        """Take the locks of shards, all or none. Raises ShardTakenError where another run has one, OSError."""
         try:
             for name in names:
-                lock = filelock.FileLock(self._staging / f"{name}{SUFFIX}", timeout=self._patience)
+                lock = filelock.FileLock(self._staging / f"{name}{SUFFIX}", timeout=0)
                 lock.acquire()
                 self._held.append(lock)
         except filelock.Timeout:
             self.release()
-            raise OutputError(
+            raise ShardTakenError(
                 f"another run is making its shard {name}",
                 file=str(self._staging.parent),
                 remedy="Give each run shards of its own, or wait until that one has ended.",
@@ -58,7 +57,7 @@ def refuse_running(staging: Path) -> None:
     """Refuse to go on where a run is making some of the shards. The output's own lock must be held.
 
     Raises:
-        OutputError: a run is.
+        ShardTakenError: a run is.
     """
     for path in sorted(staging.glob(f"*{SUFFIX}")):
         probe = ShardLocks(staging)

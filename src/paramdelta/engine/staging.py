@@ -17,7 +17,7 @@ from paramdelta.checkpoint.discovery import STAGING
 from paramdelta.checkpoint.files import read_whole
 from paramdelta.checkpoint.wording import listed, printable
 from paramdelta.engine.journal import FRESH_JOURNAL, JOURNAL, RECORD, JournalWriter, read_journal
-from paramdelta.engine.shard_locks import refuse_running
+from paramdelta.engine.shard_locks import SUFFIX, refuse_running
 from paramdelta.errors import CheckpointError, OutputError
 from paramdelta.planning.identity import differences, digest_of, identity_of
 from paramdelta.storage import platform
@@ -60,6 +60,7 @@ class Staging:
         self._lock = filelock.FileLock(self.path / _LOCK, timeout=0)
         self._journal: JournalWriter | None = None
         self._is_ours = False  # until then what lies there is another merge's
+        self._goes_on = False  # whether there is a journal of this very merge
 
     @property
     def is_locked(self) -> bool:
@@ -131,6 +132,7 @@ class Staging:
             OutputError: the earlier run was of another merge; lists what differs.
         """
         journal = read_journal(self.path, self._plan)
+        self._goes_on = journal is not None
         if journal is None:
             return {}
         identity = identity_of(self._plan)
@@ -157,13 +159,15 @@ class Staging:
                 any run.
         """
         self._refuse_strangers()
+        self._goes_on = False
         self.finished = {} if overwrite else self._finished_before(published)
 
     def _refuse_strangers(self) -> None:
         """Refuse to clear a directory that no run has left: a run writes its journal before anything of size."""
         if os.path.lexists(self.path / JOURNAL):
             return
-        strangers = sorted({entry.name for entry in self.path.iterdir()} - _BEFORE_THE_JOURNAL)
+        locks = {f"{shard.name}{SUFFIX}" for shard in self._plan.shards}
+        strangers = sorted({entry.name for entry in self.path.iterdir()} - _BEFORE_THE_JOURNAL - locks)
         if strangers:
             raise OutputError(
                 f"holds files in {STAGING} that paramdelta did not write: {printable(listed(strangers))}",
@@ -190,6 +194,8 @@ class Staging:
         refuse_running(self.path)
         self._is_ours = True
         leftovers = self.leftovers()
+        if not self._goes_on:  # it is of another merge
+            leftovers.append(self.path / SHARED_RECIPE)
         records = [path for path in leftovers if path.name.endswith(RECORD)]
         _clear(path for path in leftovers if path not in records)
         if (self.path / JOURNAL).is_dir():
@@ -206,7 +212,7 @@ class Staging:
         Raises:
             OSError: the system refuses.
         """
-        if os.path.lexists(self.path / JOURNAL) and os.path.lexists(self.path / SHARED_RECIPE):
+        if self._goes_on and os.path.lexists(self.path / SHARED_RECIPE):
             return
         content = bytearray(recipe.encode())
         (self.path / SHARED_RECIPE).unlink(missing_ok=True)
@@ -264,6 +270,8 @@ class Staging:
             keep = os.path.lexists(self.path / JOURNAL)
             kept = {_LOCK, SHARED_RECIPE} if keep else {_LOCK}
             _clear(self.path / name for name in _BEFORE_THE_JOURNAL - kept)
+            if not keep:
+                _clear(self.path / f"{shard.name}{SUFFIX}" for shard in self._plan.shards)
         if not keep:
             (self.path / _LOCK).unlink()
         return keep

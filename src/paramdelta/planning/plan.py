@@ -26,7 +26,7 @@ from paramdelta.planning.vocabulary import Comparison, differing_tokens, donor_o
 from paramdelta.planning.warnings import PlanWarning, Tokens, all_warnings
 from paramdelta.storage.identity import FileIdentity
 from paramdelta.storage.remote.address import is_remote
-from paramdelta.storage.remote.place import place_of
+from paramdelta.storage.remote.place import file_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,7 +212,7 @@ class Plan:
             operations=operations,
             layout=lay_out(operations, [(s["name"], s["tensors"]) for s in data["shards"]], with_index=data["index"]),
             sidecars=tuple(
-                Sidecar(s["name"], place_of(s["source"]), s["donor"], _identity_of(s), s["text"])
+                Sidecar(s["name"], file_at(s["source"]), s["donor"], _identity_of(s), s["text"])
                 for s in data["sidecars"]
             ),
             warnings=tuple(PlanWarning(**warned) for warned in data["warnings"]),
@@ -246,7 +246,7 @@ def _parts_of(entry: dict[str, Any]) -> tuple[Part, ...]:
 
 
 def _identity_of(entry: dict[str, Any]) -> FileIdentity:
-    return FileIdentity(entry["dev"], entry["ino"], entry["size"], entry["mtime_ns"], entry["version"])
+    return FileIdentity(entry["dev"], entry["ino"], entry["size"], entry["mtime_ns"], entry.get("version", ""))
 
 
 @contextlib.contextmanager

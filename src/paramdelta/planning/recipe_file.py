@@ -253,8 +253,8 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return os.path.normcase(os.path.abspath(path))  # noqa: PTH100
 
 
-def write_recipe(recipe: Recipe, directory: Path) -> str:
-    """Return a recipe as YAML that means the same from a file in ``directory``."""
+def write_recipe(recipe: Recipe, directory: Path | None) -> str:
+    """Return a recipe as YAML that means the same from a file in ``directory``, or from anywhere where that is None."""
     deltas = [
         {
             "post": _shown(delta.post, directory),
@@ -280,11 +280,13 @@ def write_recipe(recipe: Recipe, directory: Path) -> str:
     return text
 
 
-def _shown(path: str, directory: Path) -> str:
+def _shown(path: str, directory: Path | None) -> str:
     """Return a path as a file in ``directory`` names it: relative to it, or from ``~`` where that says less."""
     if not os.path.lexists(path):
         return path  # a model of the Hub
     full, home = os.path.abspath(path), os.path.expanduser("~")  # noqa: PTH100, PTH111
+    if directory is None:
+        return full
     try:
         relative = os.path.relpath(full, os.path.abspath(directory))  # noqa: PTH100
     except ValueError:  # another drive

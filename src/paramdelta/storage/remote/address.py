@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import urlsplit
 
 from paramdelta.errors import RecipeError
 
 _ADDRESS: Final = re.compile(r"([a-z][a-z0-9+.-]+)://(.+)", re.IGNORECASE | re.DOTALL)
 _FILE: Final = re.compile(r"\.(safetensors|json|gguf|bin|pth|pt|ckpt|h5|msgpack|onnx)$", re.IGNORECASE)
-_WEB: Final = ("http", "https")
+_CONTAINER_AT_ACCOUNT: Final = ("abfs", "abfss")
+_ANY_CHARACTER: Final = ("s3", "s3a", "hf")  # a question mark is part of a name there
 
 
 def is_remote(text: str) -> bool:
@@ -31,14 +31,13 @@ def checked(text: str) -> str:
         RecipeError: it holds what may be a secret, and addresses are written into receipts and shown in messages.
     """
     scheme, rest = scheme_of(text), text.partition("://")[2]
-    parts = urlsplit(f"{scheme}://{rest}") if scheme in _WEB else None
-    if "@" in rest.partition("/")[0]:
+    if "@" in rest.partition("/")[0] and scheme not in _CONTAINER_AT_ACCOUNT:
         raise RecipeError(
             f"a {scheme}:// address has a user or a password in it, which would go into receipts and messages",
             remedy="Put them where clients look for them: .netrc for http and https, AWS_* variables or a profile for"
             " s3; then leave them out of the address.",
         )
-    if parts is not None and (parts.query or parts.fragment):
+    if scheme not in _ANY_CHARACTER and ("?" in rest or "#" in rest):
         raise RecipeError(
             f"a {scheme}:// address ends in a query or fragment, which may be a signature, and would go into receipts",
             remedy="Use an address without one: of a public place, or s3:// or gs:// with credentials.",

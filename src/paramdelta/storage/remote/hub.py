@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import os
 import re
+import urllib.request
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -41,7 +42,7 @@ class Hub(Service):
 
     def __init__(self, scheme: str, patience: Patience) -> None:  # noqa: ARG002
         super().__init__(patience)
-        self._session = web.session_source()
+        self._session = web.session_source(environment=False)  # its netrc would displace the token
         self._told: dict[str, Any] = {}
         self._targets: dict[str, asyncio.Future[web.Target]] = {}
 
@@ -95,6 +96,10 @@ class Hub(Service):
         async def once() -> Any:
             try:
                 return await asyncio.to_thread(ask)
+            except hub_errors.HFValidationError as error:
+                raise FetchError(
+                    "is no name of a model of the Hub", file=address, remedy="Check the spelling."
+                ) from error
             except hub_errors.HfHubHTTPError as error:
                 raise _explained(error, address) from error
             except _CLIENT_ERRORS as error:
@@ -141,7 +146,17 @@ class Hub(Service):
         if told.etag is not None and told.etag != wanted.identity.version:
             raise changed(wanted.address, "tag", wanted.identity.version, told.etag)
         is_hub = urlsplit(told.location).netloc == urlsplit(url).netloc
-        return web.Target(told.location, headers if is_hub else {}, strict=is_hub)
+        return web.Target(
+            wanted.address, told.location, headers if is_hub else {}, strict=is_hub, proxy=_proxy_for(told.location)
+        )
+
+
+def _proxy_for(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL."""
+    parts = urlsplit(url)
+    if urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
 
 
 def _explained(error: hub_errors.HfHubHTTPError, address: str) -> Exception:

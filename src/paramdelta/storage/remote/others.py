@@ -1,21 +1,22 @@
 """Files in any other place that fsspec knows: Google Cloud Storage, Azure, memory and more.
 
-A generation is pinned where the place has one (gs://). Elsewhere a file is looked at again after each of its ranges:
-no answer says by itself which state of the file it is of.
+No answer says by itself which state of a file it is of, so a file is looked at again after each of its ranges.
 """
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import fsspec
 
-from paramdelta.errors import FetchError
+from paramdelta.errors import FetchError, ParamDeltaError
 from paramdelta.storage.identity import FileIdentity
 from paramdelta.storage.remote import transfer
 from paramdelta.storage.remote.refusals import changed, refused
-from paramdelta.storage.remote.retries import TransientError
+from paramdelta.storage.remote.retries import TRANSIENT, TransientError
 from paramdelta.storage.remote.service import Range, Service
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _VERSIONS: Final = ("generation", "etag", "ETag", "md5Hash", "content_md5", "mtime", "updated", "created")
 _CREDENTIALS: Final = "credentials are looked for where fsspec's package for this scheme looks for them"
+_PIECE: Final = 1 << 20
+_AT_ONCE: Final = 32
 
 
 class OtherFiles(Service):
@@ -33,52 +36,62 @@ class OtherFiles(Service):
     def __init__(self, scheme: str, patience: Patience) -> None:
         super().__init__(patience)
         self._files = fsspec.filesystem(scheme)
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="paramdelta-fetch")
 
     def listing(self, address: str) -> dict[str, FileIdentity]:
         """Return the files of a directory, by name."""
 
         def ask() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = self._files.ls(_path(address), detail=True, refresh=True)
+            self._files.invalidate_cache()
+            found: list[dict[str, Any]] = self._files.ls(_path(address), detail=True)
             return found
 
-        entries = transfer.wait(transfer.start(self._repeated(address, ask)))
+        asked = transfer.repeat(self.patience, address, lambda: self._asked(ask, address))
         return {
             str(entry["name"]).rpartition("/")[2]: FileIdentity.elsewhere(int(entry["size"]), _version(entry))
-            for entry in entries
+            for entry in transfer.wait(transfer.start(asked))
             if entry["type"] == "file"
         }
 
     async def stream(self, wanted: Range) -> AsyncGenerator[bytes, None]:
         """Yield a range, and look whether its file is still the one that was planned with."""
         path, end = _path(wanted.address), wanted.begin + wanted.size
+        for begin in range(wanted.begin, end, _PIECE):
+            last = min(begin + _PIECE, end)
+            ask = partial(self._files.cat_file, path, start=begin, end=last)
+            piece = await self._asked(ask, wanted.address)
+            if last == end:
+                await self._check(wanted)
+            yield piece
 
-        def ask() -> tuple[bytes, dict[str, Any]]:
-            content = self._files.cat_file(path, start=wanted.begin, end=end)
+    async def _check(self, wanted: Range) -> None:
+        def ask() -> dict[str, Any]:
             self._files.invalidate_cache()
-            return content, self._files.info(path)
+            found: dict[str, Any] = self._files.info(_path(wanted.address))
+            return found
 
-        content, entry = await _asked(ask, wanted.address)
+        entry = await self._asked(ask, wanted.address)
         if int(entry["size"]) != wanted.identity.size:
             raise changed(wanted.address, "size", wanted.identity.size, entry["size"])
         if _version(entry) != wanted.identity.version:
             raise changed(wanted.address, "version", wanted.identity.version, _version(entry))
-        yield content
 
-    async def _repeated(self, address: str, ask: Callable[[], Any]) -> Any:
-        return await transfer.repeat(self.patience, address, lambda: _asked(ask, address))
-
-
-async def _asked(ask: Callable[[], Any], address: str) -> Any:
-    try:
-        return await asyncio.to_thread(ask)
-    except FileNotFoundError as error:
-        raise refused(404, address, _CREDENTIALS) from error
-    except PermissionError as error:
-        raise refused(403, address, _CREDENTIALS) from error
-    except NotImplementedError as error:
-        raise FetchError("this kind of place cannot be read by range", file=address) from error
-    except OSError as error:
-        raise TransientError(f"no connection ({type(error).__name__})") from error
+    async def _asked(self, ask: Callable[[], Any], address: str) -> Any:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        except FileNotFoundError as error:
+            raise refused(404, address, _CREDENTIALS) from error
+        except PermissionError as error:
+            raise refused(403, address, _CREDENTIALS) from error
+        except (OSError, TimeoutError) as error:
+            raise TransientError(f"no connection ({type(error).__name__})") from error
+        except ParamDeltaError:
+            raise
+        except Exception as error:  # of whichever package serves the scheme
+            status = getattr(error, "code", None) or getattr(error, "status_code", None)
+            if status in TRANSIENT:
+                raise TransientError(f"HTTP {status}") from error
+            raise FetchError(f"cannot be read ({type(error).__name__})", file=address) from error
 
 
 def _path(address: str) -> str:

@@ -27,8 +27,9 @@ class RemoteFolder:
     def __init__(self, text: str) -> None:
         from paramdelta.storage.remote.service import service_for
 
-        self._service: Service = service_for(text)
-        self.address = self._service.pinned(address.checked(text))
+        checked = address.checked(text)
+        self._service: Service = service_for(checked)
+        self.address = self._service.pinned(checked)
         self._files: dict[str, FileIdentity | None] = {}
         self._heads: dict[str, bytes] = {}
         self._listed = False
@@ -115,7 +116,12 @@ def place_of(text: str) -> Place:
     """Return the place that a text names. Raises RecipeError where an address may not be used."""
     if not address.is_remote(text):
         return Path(text)
-    if address.names_file(text):
-        folder, name = address.split_file(address.checked(text))
-        return RemotePath(RemoteFolder(folder), name)
-    return RemotePath(RemoteFolder(text))
+    return file_at(text) if address.names_file(text) else RemotePath(RemoteFolder(text))
+
+
+def file_at(text: str) -> Place:
+    """Return the place of a file, whatever its name ends in. Raises as `place_of`."""
+    if not address.is_remote(text):
+        return Path(text)
+    folder, name = address.split_file(address.checked(text))
+    return RemotePath(RemoteFolder(folder), name)

@@ -104,6 +104,9 @@ def service_for(address: str) -> Service:
             file=address,
             remedy=_INSTALL,
         ) from error
-    except ValueError as error:
-        raise RecipeError(f"{scheme}:// is no kind of address that is known: {address}") from error
+    except Exception as error:  # of whichever package serves the scheme
+        raise RecipeError(
+            f"{scheme}:// cannot be used: {type(error).__name__}",
+            remedy="It is no kind of address that fsspec knows, or needs settings: see fsspec's configuration files.",
+        ) from error
     return made

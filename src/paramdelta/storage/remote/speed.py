@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from paramdelta.storage.remote.service import Service
 
 SECONDS: Final = 3.0
-_RANGE: Final = 8 << 20
-_AT_ONCE: Final = 16
+_RANGE: Final = 1 << 20  # of slow lines, too, some are whole before the time is over
+_AT_ONCE: Final = 24
 
 
 def measure(files: Sequence[tuple[str, FileIdentity]], seconds: float = SECONDS) -> float:

@@ -14,6 +14,7 @@ import fsspec.asyn
 
 from paramdelta.errors import FetchError
 from paramdelta.storage.remote.retries import TransientError
+from paramdelta.storage.remote.stopping import stop_if_ended
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _AT_ONCE: Final = 32
-_POLL_SECONDS: Final = 1.0
+_POLL_SECONDS: Final = 0.2
 
 
 def start(work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
@@ -34,10 +35,10 @@ def start(work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
 
 
 def wait(future: concurrent.futures.Future[_T]) -> _T:
-    """Return what work comes to. Ctrl-C ends the wait, on every system, and the work."""
+    """Return what work comes to. Ctrl-C, and what `stopping` watches, end the wait and the work."""
     try:
         while not concurrent.futures.wait([future], timeout=_POLL_SECONDS).done:
-            pass
+            stop_if_ended()
         return future.result()
     except BaseException:
         future.cancel()

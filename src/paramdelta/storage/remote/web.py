@@ -32,11 +32,20 @@ _CONNECT_SECONDS: Final = 30.0
 
 
 class Target(NamedTuple):
-    """Where a file is asked for, and with which headers. ``strict``: its tag is the one that was planned with."""
+    """Where a file is asked for, and with which headers.
+
+    Attributes:
+        address: what messages call the file: the URL may be signed.
+        strict: whether its tag is the one that was planned with.
+        proxy: what the request goes through, where the session does not know.
+    """
+
+    address: str
 
     url: str
     headers: Mapping[str, str]
     strict: bool = True
+    proxy: str | None = None
 
 
 class Web(Service):
@@ -68,7 +77,7 @@ class Web(Service):
     async def _probe(self, address: str, name: str) -> FileIdentity | int | None:
         """Return a file's identity, None where it is not there, the status where it may not be read."""
         url = f"{address}/{name}"
-        async with _answer(await self._session(), Target(url, {}), 0, 1) as answer:
+        async with _answer(await self._session(), Target(url, url, {}), 0, 1) as answer:
             if answer.status in _ABSENT:
                 return None
             if answer.status in DENIED:
@@ -77,14 +86,18 @@ class Web(Service):
 
     async def stream(self, wanted: Range) -> AsyncGenerator[bytes, None]:
         """Yield what one request gives of a range."""
-        async for chunk in stream(await self._session(), Target(wanted.address, {}), wanted):
+        async for chunk in stream(await self._session(), Target(wanted.address, wanted.address, {}), wanted):
             yield chunk
 
 
-def session_source() -> Any:
-    """Return what gives the session, to be awaited in the loop's thread: proxies and .netrc as the environment says."""
+def session_source(*, environment: bool = True) -> Any:
+    """Return what gives the session, to be awaited in the loop's thread.
+
+    Args:
+        environment: whether proxies and .netrc are as the environment says.
+    """
     options = {
-        "trust_env": True,
+        "trust_env": environment,
         "read_bufsize": _READ_AHEAD,
         "timeout": aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
     }
@@ -106,30 +119,31 @@ async def _answer(
     """Send one request; what may go better the next time is a TransientError, also while the answer is read."""
     headers = {**target.headers, "Range": f"bytes={begin}-{begin + size - 1}", "Accept-Encoding": "identity"}
     try:
-        async with session.get(target.url, headers=headers) as answer:
+        async with session.get(target.url, headers=headers, proxy=target.proxy) as answer:
             if answer.status in TRANSIENT:
                 raise TransientError(f"HTTP {answer.status}", retry_after(answer.headers.get("Retry-After")))
             yield answer
     except (aiohttp.InvalidURL, aiohttp.TooManyRedirects, aiohttp.ClientConnectorCertificateError) as error:
-        raise FetchError(f"cannot be fetched: {_cause(error)}", file=target.url) from error
+        raise FetchError(f"cannot be fetched: {_cause(error)}", file=target.address) from None  # it shows the URL
     except (aiohttp.ClientError, ConnectionError) as error:
-        raise TransientError(_cause(error)) from error
+        raise TransientError(_cause(error)) from None
 
 
 def _cause(error: BaseException) -> str:
     """Return what is wrong, without addresses: one behind a redirect may be signed."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"no connection ({error.os_error.strerror or type(error).__name__})"
     known = {
         aiohttp.ClientPayloadError: "the answer ended early",
         aiohttp.ServerDisconnectedError: "the server closed the connection",
         aiohttp.TooManyRedirects: "redirects without end",
         aiohttp.InvalidURL: "no address that can be asked for",
+        aiohttp.ClientConnectorCertificateError: "the server's certificate is not trusted",
         ConnectionResetError: "the connection was reset",
     }
     for kind, text in known.items():
         if isinstance(error, kind):
             return text
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error is not None:
+        return f"no connection ({error.os_error.strerror or type(error).__name__})"
     return type(error).__name__
 
 
