@@ -39,19 +39,29 @@ class OtherFiles(Service):
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="paramdelta-fetch")
 
     def listing(self, address: str) -> dict[str, FileIdentity]:
-        """Return the files of a directory, by name."""
+        """Return the files of a directory, by name, each as it is when it is asked for by itself."""
+        return transfer.wait(transfer.start(self._list(address)))
 
-        def ask() -> list[dict[str, Any]]:
+    async def _list(self, address: str) -> dict[str, FileIdentity]:
+        def ask() -> list[str]:
             self._files.invalidate_cache()
-            found: list[dict[str, Any]] = self._files.ls(_path(address), detail=True)
+            entries = self._files.ls(_path(address), detail=True)
+            return [str(entry["name"]).rpartition("/")[2] for entry in entries if entry["type"] == "file"]
+
+        async def one(name: str) -> FileIdentity:
+            return await transfer.repeat(self.patience, address, lambda: self._look(f"{address}/{name}"))
+
+        names = await transfer.repeat(self.patience, address, lambda: self._asked(ask, address))
+        return dict(zip(names, await asyncio.gather(*map(one, names)), strict=True))
+
+    async def _look(self, address: str) -> FileIdentity:
+        def ask() -> dict[str, Any]:
+            self._files.invalidate_cache()
+            found: dict[str, Any] = self._files.info(_path(address))
             return found
 
-        asked = transfer.repeat(self.patience, address, lambda: self._asked(ask, address))
-        return {
-            str(entry["name"]).rpartition("/")[2]: FileIdentity.elsewhere(int(entry["size"]), _version(entry))
-            for entry in transfer.wait(transfer.start(asked))
-            if entry["type"] == "file"
-        }
+        entry = await self._asked(ask, address)
+        return FileIdentity.elsewhere(int(entry["size"]), _version(entry))
 
     async def stream(self, wanted: Range) -> AsyncGenerator[bytes, None]:
         """Yield a range, and look whether its file is still the one that was planned with."""
@@ -65,16 +75,9 @@ class OtherFiles(Service):
             yield piece
 
     async def _check(self, wanted: Range) -> None:
-        def ask() -> dict[str, Any]:
-            self._files.invalidate_cache()
-            found: dict[str, Any] = self._files.info(_path(wanted.address))
-            return found
-
-        entry = await self._asked(ask, wanted.address)
-        if int(entry["size"]) != wanted.identity.size:
-            raise changed(wanted.address, "size", wanted.identity.size, entry["size"])
-        if _version(entry) != wanted.identity.version:
-            raise changed(wanted.address, "version", wanted.identity.version, _version(entry))
+        found = await self._look(wanted.address)
+        if found != wanted.identity:
+            raise changed(wanted.address, "version", _shown(wanted.identity), _shown(found))
 
     async def _asked(self, ask: Callable[[], Any], address: str) -> Any:
         try:
@@ -100,3 +103,7 @@ def _path(address: str) -> str:
 
 def _version(entry: dict[str, Any]) -> str:
     return next((str(entry[key]) for key in _VERSIONS if entry.get(key)), "")
+
+
+def _shown(identity: FileIdentity) -> str:
+    return f"{identity.version or 'none'}, {identity.size:,} bytes"
