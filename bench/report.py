@@ -174,7 +174,8 @@ def render(results: Results) -> str:
     parts = [
         "<!-- Written by `python -m bench.run`; do not edit. -->\n",
         "# Benchmark results\n",
-        "Whole processes, from start until the output is synced. [README.md](README.md) explains the columns.\n",
+        "Whole processes, from start until the output is synced. [README.md](README.md) explains the columns.\n"
+        "One setting, or one state of the page cache, at a time: [CURVES.md](CURVES.md).\n",
         setting_section(results),
         *(mode_section(results, mode) for mode in results.modes()),
     ]
