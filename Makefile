@@ -88,8 +88,8 @@ remote: $(VENV)/.dev  ## inputs from a server on loopback, beside the client lib
 scale: $(VENV)/.dev  ## plan 70B and 671B from headers alone; writes bench/SCALE.md
 	$(BIN)/python -m bench.scale
 
-lowest: .venv-lowest/.made  ## run the tests with the oldest dependencies that are promised
-	.venv-lowest/bin/python -m pytest -n auto -m "not real and not browser and not cluster"
+lowest: .venv-lowest/.made  ## run the tests (TESTS, by default all) with the oldest dependencies that are promised
+	.venv-lowest/bin/python -m pytest -n auto -m "not real and not browser and not cluster" $(TESTS)
 
 clean:  ## remove the virtual environments and caches
 	rm -rf .venv .venv-cluster .venv-lowest .venv-peers .venv-real .mypy_cache .pytest_cache .ruff_cache .hypothesis
