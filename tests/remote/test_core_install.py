@@ -51,6 +51,6 @@ def test_ray_is_asked_for_where_it_is_missing(triple: Path, tmp_path: Path, monk
     arguments = ["merge", *places, f"--new-base={triple / 'org/new'}", "-o", str(tmp_path / "out")]
     done = CliRunner().invoke(commands, [*arguments, "--engine", "ray"])
     assert done.exit_code == 2
-    assert "paramdelta[ray]" in done.stderr
+    assert "paramdelta[ray]" in done.output
     assert CliRunner().invoke(commands, [*arguments, "--address", "auto"]).exit_code == 2
     assert not (tmp_path / "out").exists()

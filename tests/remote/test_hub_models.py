@@ -10,6 +10,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -110,6 +111,7 @@ def test_an_address_that_is_signed_is_never_shown(hub: HubServer) -> None:
     assert str(caught.value.file).startswith("hf://org/base@")
 
 
+@pytest.mark.skipif(huggingface_hub.__version__.startswith("0."), reason="older clients let .netrc displace the token")
 def test_a_token_and_a_netrc_go_together(
     hub: HubServer, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
