@@ -16,7 +16,7 @@ from paramdelta.engine.location import free_space
 from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.receipt import is_complete
 from paramdelta.errors import CancelledError, OutputError, ParamDeltaError, RecipeError
-from paramdelta.merging import KEPT_BY_ANALYSIS, Conduct, budget_of, carry_out, require_settings
+from paramdelta.merging import KEPT_BY_ANALYSIS, Conduct, budget_of, carry_out, carry_out_one, require_settings
 from paramdelta.planning.dissection import dissect
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import Recipe, checked_path
@@ -182,10 +182,7 @@ def merge_recipe(
 ) -> MergeResult:
     """Carry out any recipe, with one delta or several. Arguments and errors as `merge`."""
     how = Conduct.of(memory, workers, io, overwrite, allow_nonfinite, on_warning, on_progress, cancelled)
-    [made] = carry_out({checked_path(output, "output"): recipe}, how).merges.values()
-    if isinstance(made, ParamDeltaError):
-        raise made
-    return made
+    return carry_out_one(recipe, checked_path(output, "output"), how)
 
 
 def sweep(

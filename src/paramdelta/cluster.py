@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from paramdelta.api import estimate_memory
-from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.progress import Progress
 from paramdelta.engine.receipt import is_complete
 from paramdelta.errors import BudgetError, OutputError, ParamDeltaError, RecipeError
-from paramdelta.merging import Conduct, carry_out, stop_if
+from paramdelta.merging import Conduct, carry_out_one, stop_if
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.planning.recipe import checked_path
 from paramdelta.planning.units import format_size, parse_size
-from paramdelta.sharing import ShardsResult, merge_shards
+from paramdelta.sharing import ShardsResult, merge_shards, missing_numbers
 from paramdelta.storage.remote.stopping import ended_by
 
 if TYPE_CHECKING:
@@ -83,13 +82,12 @@ def merge_on_ray(
         limit = estimate_memory(plan) if memory is None else parse_size(memory, "memory")
         settings = {"memory": limit, "workers": workers or 2 * CPUS, "io": io}
         with _Cluster(ray, address) as cluster:
-            cluster.make_shards(_absolute(plan), path, _missing(path, plan), settings, plan, on_progress, cancelled)
+            cluster.make_shards(
+                _absolute(plan), path, missing_numbers(path, plan), settings, plan, on_progress, cancelled
+            )
     stop_if(cancelled)
     how = Conduct(None, None, "auto", False, allow_nonfinite, None, None, cancelled)
-    [made] = carry_out({str(path): _absolute(plan)}, how).merges.values()
-    if isinstance(made, ParamDeltaError):
-        raise made
-    return made
+    return carry_out_one(_absolute(plan), str(path), how)
 
 
 def _import_ray() -> Any:
@@ -105,17 +103,8 @@ def _import_ray() -> Any:
 def _absolute(plan: Plan) -> Recipe:
     """Return the recipe with paths that mean the same wherever a task runs, and revisions as they were planned with."""
     recipe = plan.pinned_recipe
-    paths = [recipe.new_base, *(path for delta in recipe.deltas for path in (delta.post, delta.base))]
-    here = [path for path in paths if os.path.lexists(path)]
+    here = [path for path in recipe.paths if os.path.lexists(path)]
     return recipe.moved({path: os.path.abspath(path) for path in here})  # noqa: PTH100 (links stay)
-
-
-def _missing(path: Path, plan: Plan) -> list[int]:
-    """Return the numbers, from 1 on, of the shards that are still to be made. Raises OutputError as a merge does."""
-    directory = OutputDirectory(path, plan, overwrite=False)
-    directory.look()
-    missing = directory.staging.missing()
-    return [number for number, shard in enumerate(plan.shards, start=1) if shard in missing]
 
 
 class _Cluster:

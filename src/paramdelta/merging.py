@@ -81,6 +81,14 @@ def carry_out(wanted: Mapping[str, Recipe], how: Conduct) -> SweepResult:
         return _carry_out(wanted, how)
 
 
+def carry_out_one(recipe: Recipe, output: str, how: Conduct) -> MergeResult:
+    """Carry out one recipe; raise what keeps its output from being there. Otherwise as `carry_out`."""
+    [made] = carry_out({output: recipe}, how).merges.values()
+    if isinstance(made, ParamDeltaError):
+        raise made
+    return made
+
+
 def _carry_out(wanted: Mapping[str, Recipe], how: Conduct) -> SweepResult:
     started = time.perf_counter()
     paths = [Path(checked_path(output, "output")) for output in wanted]

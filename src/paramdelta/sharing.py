@@ -22,8 +22,8 @@ from paramdelta.engine.output import OutputDirectory
 from paramdelta.engine.receipt import is_complete
 from paramdelta.engine.shard_locks import ShardLocks, ShardTakenError
 from paramdelta.engine.staging import SHARED_RECIPE
-from paramdelta.errors import OutputError, ParamDeltaError, RecipeError
-from paramdelta.merging import Conduct, budget_of, carry_out, stop_if
+from paramdelta.errors import OutputError, RecipeError
+from paramdelta.merging import Conduct, budget_of, carry_out_one, stop_if
 from paramdelta.planning.plan import make_plan
 from paramdelta.planning.recipe import checked_path
 from paramdelta.planning.recipe_file import read_recipes, write_recipe
@@ -256,26 +256,28 @@ def commit(
         with ended_by(cancelled):
             _refuse_missing(path, make_plan(recipe))
     how = Conduct(None, None, "auto", False, allow_nonfinite, on_warning, on_progress, cancelled)
-    [made] = carry_out({str(path): recipe}, how).merges.values()
-    if isinstance(made, ParamDeltaError):
-        raise made
-    return made
+    return carry_out_one(recipe, str(path), how)
 
 
 def _refuse_missing(path: Path, plan: Plan) -> None:
     """Raise OutputError where a shard is not finished, and say which."""
     if is_complete(path, plan):
         return
-    directory = OutputDirectory(path, plan, overwrite=False)
-    directory.look()
-    missing = directory.staging.missing()
-    numbers = [number for number, shard in enumerate(plan.shards, start=1) if shard in missing]
+    numbers = missing_numbers(path, plan)
     if numbers:
         raise OutputError(
             f"{len(numbers)} of {len(plan.shards)} shards are not finished: {ranges_text(numbers)}",
             file=printable(str(path)),
             remedy=f"Make them: the same merge with --shards {ranges_text(numbers)}, or without, which publishes, too.",
         )
+
+
+def missing_numbers(path: Path, plan: Plan) -> list[int]:
+    """Return the numbers, from 1 on, of the shards that are still to be made. Raises OutputError as a merge does."""
+    directory = OutputDirectory(path, plan, overwrite=False)
+    directory.look()
+    missing = directory.staging.missing()
+    return [number for number, shard in enumerate(plan.shards, start=1) if shard in missing]
 
 
 def ranges_text(numbers: Sequence[int]) -> str:

@@ -109,9 +109,12 @@ class Plan:
     @property
     def pinned_recipe(self) -> Recipe:
         """The recipe with the revision that was read of each input elsewhere that has revisions."""
-        paths = [self.recipe.new_base, *(path for delta in self.recipe.deltas for path in (delta.post, delta.base))]
         return self.recipe.moved(
-            {path: source.path for path, source in zip(paths, self.inputs, strict=True) if is_remote(source.path)}
+            {
+                path: source.path
+                for path, source in zip(self.recipe.paths, self.inputs, strict=True)
+                if is_remote(source.path)
+            }
         )
 
     def to_json(self) -> dict[str, Any]:

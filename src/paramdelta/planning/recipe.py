@@ -100,6 +100,11 @@ class Recipe:
             shard_size=None if shard_size is None else parse_size(shard_size, "shard-size"),
         )
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The checkpoints, in the order of a plan's inputs: the new base, then post and base of each delta."""
+        return (self.new_base, *(path for delta in self.deltas for path in (delta.post, delta.base)))
+
     def moved(self, moved: Mapping[str, str]) -> Self:
         """Return the recipe with other paths in place of those that ``moved`` has."""
         deltas = tuple(
