@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
+import aiohttp
 import botocore.exceptions
 import fsspec
 
@@ -114,19 +115,13 @@ async def _answered(asked: Awaitable[Any], address: str) -> Any:
         raise TransientError(f"no connection ({type(error).__name__})") from error
     except botocore.exceptions.BotoCoreError as error:
         raise FetchError(f"cannot be asked for ({type(error).__name__})", file=address) from error
-    except (asyncio.IncompleteReadError, _payload_error()) as error:
+    except (asyncio.IncompleteReadError, aiohttp.ClientError) as error:
         raise TransientError("the answer ended early") from error
     except OSError as error:
         cause = error.__cause__
         if isinstance(cause, botocore.exceptions.ClientError):
             raise _explained(cause, address) from error
         raise TransientError(f"no connection ({type(error).__name__})") from error
-
-
-def _payload_error() -> type[Exception]:
-    import aiohttp
-
-    return aiohttp.ClientError
 
 
 def _explained(error: botocore.exceptions.ClientError, address: str) -> CheckpointError | Exception:

@@ -41,7 +41,6 @@ class Target(NamedTuple):
     """
 
     address: str
-
     url: str
     headers: Mapping[str, str]
     strict: bool = True
